@@ -1,0 +1,48 @@
+"""The named tuples that travel between the floors, and the legend of axes and names used everywhere.
+
+Axes:   B images in the batch · H, W canvas height and width in pixels · M padded objects an image
+        N cells (anchors) of all pyramid levels of one image, P3 first, row by row · C classes · K padded detections
+Names:  gt_…   ground truth · pred_… what the network says
+Units:  boxes are (x0, y0, x1, y1) in canvas pixels unless a name says `strides` (pixels divided by the level's stride)
+        or `original` (pixels of the image file) · scores are 0–1 · logits are unbounded
+This module is imported by data workers, so it never imports JAX: arrays are numpy on the host, jax.Array on the device.
+"""
+
+from typing import Any, NamedTuple
+
+Array = Any  # numpy.ndarray on the host, jax.Array on the device
+
+
+class Batch(NamedTuple):
+    """Images of one bucket and their padded objects."""
+
+    images: Array  # [B, H, W, 3] uint8 RGB; zero outside the image's own area
+    sizes: Array  # [B, 2] int32, (height, width) of the image's own area in the canvas, pixels
+    scales: Array  # [B, 2] float32, (y, x): canvas pixels per pixel of the original image
+    gt_boxes: Array  # [B, M, 4] float32 xyxy, canvas pixels; zeros where padded
+    gt_labels: Array  # [B, M] int32, 0…C-1; 0 where padded
+    gt_mask: Array  # [B, M] bool, True for a real object
+    image_indices: Array  # [B] int32, position of the image in its data set; -1 for a row that only fills the batch
+
+
+class Predictions(NamedTuple):
+    """What the head says of every cell, all levels in one row of cells."""
+
+    scores: Array  # [B, N, C] float32, 0–1, aligned class scores √(P·M)
+    boxes: Array  # [B, N, 4] float32 xyxy in strides
+
+
+class Assignment(NamedTuple):
+    """Which object each cell learns, for one image (or a batch, with B in front)."""
+
+    gt_index: Array  # [N] int32, index of the object in gt_boxes; -1 = background
+    metric: Array  # [N] float32, target weight: t̂ (0–1) for the task-aligned phase, 1 on positives for ATSS; 0 elsewhere
+    iou: Array  # [N] float32, IoU with the assigned object, 0 elsewhere
+
+
+class Detections(NamedTuple):
+    """The best K detections an image, best first; rows past the last real one have score 0 and label -1."""
+
+    boxes: Array  # [B, K, 4] float32 xyxy, pixels of the original image
+    scores: Array  # [B, K] float32, 0–1
+    labels: Array  # [B, K] int32, 0…C-1, or -1
