@@ -35,9 +35,10 @@ class Predictions(NamedTuple):
 class Assignment(NamedTuple):
     """Which object each cell learns, for one image (or a batch, with B in front)."""
 
-    gt_index: Array  # [N] int32, index of the object in gt_boxes; -1 = background
-    metric: Array  # [N] float32, target weight: t̂ (0–1) for the task-aligned phase, 1 on positives for ATSS; 0 elsewhere
-    iou: Array  # [N] float32, IoU with the assigned object, 0 elsewhere
+    gt_index: Array  # [N] int32, position of the object in gt_boxes; -1 = background
+    metric: Array  # [N] float32, alignment metric t = s^α·u^β with that object (ATSS: 1); 0 on background
+    iou: Array  # [N] float32, 0–1, IoU with that object (predicted box, or anchor for ATSS); 0 on background
+    soft_label: Array  # [N] float32, 0–1, t̂: t scaled so that each object's largest equals its largest IoU (ATSS: 1)
 
 
 class Detections(NamedTuple):

@@ -1,0 +1,43 @@
+"""Feature pyramid network (Lin et al. 2017) with P6 and P7 by stride-2 convolutions of the level before."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from tood_jax.networks.layers import Dtype, Norm, conv
+
+
+def upsample_nearest(x: Array, height: int, width: int) -> Array:
+    """[B, h, w, C] to [B, height, width, C]: cell i takes cell ⌊i·h/height⌋."""
+    if (height, width) == (2 * x.shape[1], 2 * x.shape[2]):
+        return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    rows = jnp.arange(height) * x.shape[1] // height
+    columns = jnp.arange(width) * x.shape[2] // width
+    return x[:, rows][:, :, columns]
+
+
+class FPN(nn.Module):
+    """(C3, C4, C5) to (P3, …, P7), all with `channels` channels. `norm` is "none" or "group"."""
+
+    channels: int = 256
+    norm: str = "none"
+    norm_groups: int = 32
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: tuple[Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array]:
+        def layer(x, size, name, stride=1):
+            glorot = nn.initializers.glorot_uniform()
+            plain = self.norm == "none"
+            x = conv(
+                self.channels, size, name=name, dtype=self.dtype, stride=stride, bias=plain, kernel_init=glorot
+            )(x)
+            return x if plain else Norm(self.norm, self.norm_groups, self.dtype, name=f"{name}_norm")(x)
+
+        merged = [layer(x, 1, f"lateral_{i}") for i, x in enumerate(maps)]
+        for i in (1, 0):
+            merged[i] = merged[i] + upsample_nearest(merged[i + 1], *merged[i].shape[1:3])
+        levels = [layer(x, 3, f"output_{i}") for i, x in enumerate(merged)]
+        for i in (3, 4):
+            levels.append(layer(levels[-1], 3, f"output_{i}", stride=2))
+        return tuple(levels)

@@ -1,0 +1,91 @@
+"""Convolution and normalisation as every network here uses them.
+
+Maps are NHWC. Parameters are float32; `dtype` is the compute type. Kernels are HWIO.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Dtype = Any
+EPSILON = 1e-5  # of every normalisation, as in PyTorch
+
+
+def conv(
+    channels: int,
+    size: int,
+    *,
+    name: str,
+    dtype: Dtype,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    kernel_init: nn.initializers.Initializer | None = None,
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init(),
+) -> nn.Conv:
+    """A convolution padded by size // 2 on every side (PyTorch's padding, also at stride 2)."""
+    return nn.Conv(
+        channels,
+        (size, size),
+        strides=(stride, stride),
+        padding=[(size // 2, size // 2)] * 2,
+        feature_group_count=groups,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=kernel_init or nn.initializers.he_normal(),
+        bias_init=bias_init,
+        name=name,
+    )
+
+
+class Norm(nn.Module):
+    """BatchNorm with fixed or with batch statistics, or GroupNorm.
+
+    Attributes:
+        kind: "frozen_batch" (running statistics always), "batch" (statistics over the global batch when training)
+            or "group".
+        groups: of the GroupNorm; fewer where channels don't divide.
+        zero_scale: start with scale 0, so that a residual branch starts as nothing.
+    """
+
+    kind: str
+    groups: int = 32
+    dtype: Dtype = jnp.float32
+    zero_scale: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        scale_init = nn.initializers.zeros_init() if self.zero_scale else nn.initializers.ones_init()
+        if self.kind == "group":
+            layer = nn.GroupNorm(
+                num_groups=self.groups, epsilon=EPSILON, dtype=self.dtype, scale_init=scale_init, use_fast_variance=False, name="norm"
+            )
+            return layer(x)
+        layer = nn.BatchNorm(
+            use_running_average=not (train and self.kind == "batch"),
+            momentum=0.9,
+            epsilon=EPSILON,
+            dtype=self.dtype,
+            scale_init=scale_init,
+            name="norm",
+        )
+        return layer(x)
+
+
+@jax.custom_jvp
+def sigmoid_geometric_mean(a: Float[Array, "*#n"], b: Float[Array, "*#n"]) -> Float[Array, "*n"]:
+    """√(σ(a)·σ(b)) of logits, 0–1 (paper equation 4), with finite gradients however large the logits are.
+
+    Its derivatives are y·(1 − σ(a))/2 and y·(1 − σ(b))/2; the square root itself is never differentiated.
+    """
+    return jnp.exp(0.5 * (jax.nn.log_sigmoid(a) + jax.nn.log_sigmoid(b)))
+
+
+@sigmoid_geometric_mean.defjvp
+def _sigmoid_geometric_mean_jvp(primals, tangents):
+    a, b = primals
+    y = sigmoid_geometric_mean(a, b)
+    return y, 0.5 * y * (jax.nn.sigmoid(-a) * tangents[0] + jax.nn.sigmoid(-b) * tangents[1])

@@ -1,0 +1,121 @@
+"""From predictions to detections, on the device and of fixed size (no host round trip).
+
+Axes: B images · N cells · C classes · S candidates · K detections. Boxes are xyxy.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from tood_jax.geometry.boxes import aligned_iou
+from tood_jax.types import Detections
+
+
+def select_candidates(
+    scores: Float[Array, "n c"],
+    boxes: Float[Array, "n 4"],
+    valid: Bool[Array, " n"],
+    *,
+    level_slices: tuple[slice, ...],
+    score_threshold: float,
+    per_level: int,
+) -> tuple[Float[Array, "s 4"], Float[Array, " s"], Int[Array, " s"]]:
+    """The best `per_level` (cell, class) pairs of each level that exceed the threshold, for one image.
+
+    Returns:
+        boxes, scores (0 where fewer exceed it) and labels of the S candidates, each level best first.
+    """
+    classes = scores.shape[1]
+    scores = jnp.where((scores > score_threshold) & valid[:, None], scores, 0)
+    parts = []
+    for level in level_slices:
+        flat = scores[level].reshape(-1)
+        best, pair = lax.top_k(flat, min(per_level, flat.shape[0]))
+        parts.append((boxes[level][pair // classes], best, pair % classes))
+    candidates = [jnp.concatenate(part) for part in zip(*parts, strict=True)]
+    return candidates[0], candidates[1], candidates[2].astype(jnp.int32)
+
+
+def nms(
+    boxes: Float[Array, "s 4"],
+    scores: Float[Array, " s"],
+    labels: Int[Array, " s"],
+    *,
+    iou_threshold: float,
+    max_detections: int,
+) -> Int[Array, " k"]:
+    """Class-wise greedy non-maximum suppression of one image.
+
+    K rounds take the best box left and suppress its class's boxes of larger IoU. That is exactly the head of greedy
+    NMS, without a sort or an S×S matrix.
+
+    Args:
+        scores: 0 marks a candidate that doesn't exist.
+        iou_threshold: boxes of one class with an IoU above it are suppressed.
+        max_detections: K.
+
+    Returns:
+        Positions of the kept boxes, best first; -1 after the last.
+    """
+
+    boxes, labels = jnp.asarray(boxes), jnp.asarray(labels)  # indexed by traced positions below
+
+    def round_(left, _):
+        best = jnp.argmax(left)
+        alive = left[best] > 0
+        suppressed = (aligned_iou(boxes[best], boxes) > iou_threshold) & (labels == labels[best])
+        left = jnp.where(suppressed, 0.0, left).at[best].set(0.0)
+        return left, jnp.where(alive, best, -1).astype(jnp.int32)
+
+    return lax.scan(round_, jnp.asarray(scores), length=max_detections)[1]
+
+
+def detect(
+    scores: Float[Array, "b n c"],
+    boxes: Float[Array, "b n 4"],
+    valid: Bool[Array, "b n"],
+    sizes: Int[Array, "b 2"],
+    scales: Float[Array, "b 2"],
+    *,
+    level_slices: tuple[slice, ...],
+    score_threshold: float = 0.05,
+    candidates_per_level: int = 1000,
+    nms_iou: float = 0.6,
+    max_detections: int = 100,
+    clip_boxes: bool = False,
+) -> Detections:
+    """Threshold, top-k a level, rescaling, boxes without area dropped, class-wise NMS, best K.
+
+    Args:
+        scores: 0–1.
+        boxes: canvas pixels.
+        valid: False for cells outside the image's padded area.
+        sizes: (height, width) of the image in the canvas, pixels.
+        scales: (y, x), canvas pixels per original pixel.
+        The rest: `config.DetectConfig`.
+
+    Returns:
+        Detections in pixels of the original image.
+    """
+
+    def one(scores, boxes, valid, size, scale):
+        if clip_boxes:
+            boxes = jnp.clip(boxes, 0, jnp.tile(size[::-1], 2).astype(boxes.dtype))
+        boxes, scores, labels = select_candidates(
+            scores,
+            boxes,
+            valid,
+            level_slices=level_slices,
+            score_threshold=score_threshold,
+            per_level=candidates_per_level,
+        )
+        boxes = boxes / jnp.tile(scale[::-1], 2)
+        scores = jnp.where((boxes[:, 2:] > boxes[:, :2]).all(axis=-1), scores, 0)  # boxes without area go
+        keep = nms(boxes, scores, labels, iou_threshold=nms_iou, max_detections=max_detections)
+        real = keep >= 0
+        return Detections(
+            jnp.where(real[:, None], boxes[keep], 0), jnp.where(real, scores[keep], 0), jnp.where(real, labels[keep], -1)
+        )
+
+    return jax.vmap(one)(scores, boxes, valid, sizes, scales)
