@@ -18,7 +18,7 @@ def area_xyxy(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def _intersection_and_union(a: Float[Array, "*n 4"], b: Float[Array, "*n 4"], eps: float):
+def _intersection_and_union(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"], eps: float):
     sides = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])  # [..., 2] (width, height)
     sides = jnp.maximum(sides, 0)
     intersection = sides[..., 0] * sides[..., 1]

@@ -1,0 +1,34 @@
+# `make demo` and `make test` work on a fresh machine; everything runs in .venv, which they make themselves.
+PY := .venv/bin/python
+DEMO_DATA := build/demo_data
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: help env demo test test-slow lint types clean-demo bench
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
+
+env:  ## the environment in .venv
+	@scripts/setup_env.sh
+
+demo: env  ## generate images, train a small TOOD on them, evaluate, draw (8 minutes on two cores)
+	@$(PY) -m tood_jax.data.synthetic --out $(DEMO_DATA) --train 320 --val 80 --size 192 --seed 0
+	@$(PY) train.py --config configs/demo.py
+	@$(PY) eval.py --checkpoint runs/demo
+	@$(PY) predict.py --checkpoint runs/demo --images '$(DEMO_DATA)/val/00000*.jpg' --out runs/demo/predictions
+	@cat scripts/demo_goodbye.txt
+
+clean-demo:  ## forget the demo, so that the next one starts anew
+	rm -rf runs/demo $(DEMO_DATA)
+
+test: env  ## the tests (under 15 minutes on two cores)
+	@$(PY) -m pytest -m "not slow"
+
+test-slow: env  ## the long checks
+	@$(PY) -m pytest -m slow
+
+lint: env  ## ruff
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+types: env  ## mypy
+	@$(PY) -m mypy

@@ -1,0 +1,70 @@
+"""Schedules equal literals; SGD equals PyTorch's formula; frozen parameters stay."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tood_jax.config import BackboneConfig, Config, OptimizerConfig
+from tood_jax.training.optimizer import learning_rate_schedule, make_optimizer, scaled_learning_rate, trained_mask
+
+PARAMS = {
+    "backbone": {
+        "conv1": {"kernel": jnp.ones(3)},
+        "norm1": {"norm": {"scale": jnp.ones(3)}},
+        "layer1_0": {"conv1": {"kernel": jnp.ones(3)}},
+        "layer2_0": {"conv1": {"kernel": jnp.ones(3)}},
+    },
+    "head": {"scales": jnp.ones(5)},
+}
+
+
+def test_the_rate_follows_the_global_batch():
+    assert scaled_learning_rate(OptimizerConfig(), 16) == pytest.approx(0.01)
+    assert scaled_learning_rate(OptimizerConfig(), 256) == pytest.approx(0.16)
+
+
+def test_published_1x_schedule():
+    schedule = learning_rate_schedule(OptimizerConfig(), batch_size=16, steps_per_epoch=7330, epochs=12)
+    steps = [0, 250, 500, 8 * 7330 - 1, 8 * 7330, 11 * 7330]
+    expected = [1e-5, 0.01 * 0.5005, 0.01, 0.01, 0.001, 0.0001]
+    np.testing.assert_allclose([schedule(s) for s in steps], expected, rtol=1e-5)
+
+
+def test_cosine_ends_at_zero():
+    options = OptimizerConfig(schedule="cosine", warmup_steps=0)
+    schedule = learning_rate_schedule(options, batch_size=16, steps_per_epoch=10, epochs=4)
+    np.testing.assert_allclose([schedule(0), schedule(20), schedule(40)], [0.01, 0.005, 0], atol=1e-8)
+
+
+def test_sgd_is_pytorchs():
+    optimizer = make_optimizer(Config(backbone=BackboneConfig(frozen_stages=-1)), lambda _: 0.1)
+    params, gradient = {"head": jnp.asarray([2.0])}, {"head": jnp.asarray([0.5])}
+    state, value, momentum = optimizer.init(params), 2.0, 0.0
+    for _ in range(3):
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        momentum = 0.9 * momentum + (0.5 + 1e-4 * value)
+        value -= 0.1 * momentum
+        np.testing.assert_allclose(params["head"], [value], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("stages", "trained"), [(-1, 5), (0, 3), (1, 2), (4, 1)])
+def test_frozen_stages(stages, trained):
+    backbone = BackboneConfig(frozen_stages=stages)
+    mask = trained_mask(PARAMS, backbone)
+    assert sum(jax.tree.leaves(mask)) == trained
+    optimizer = make_optimizer(Config(backbone=backbone), lambda _: 0.1)
+    gradients = jax.tree.map(jnp.ones_like, PARAMS)
+    updates, _ = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
+    moved = jax.tree.map(lambda u: bool((u != 0).all()), updates)
+    assert moved == mask
+
+
+def test_clipping_bounds_the_gradient():
+    config = Config(backbone=BackboneConfig(frozen_stages=-1), optimizer=OptimizerConfig(clip_norm=1.0, weight_decay=0))
+    optimizer = make_optimizer(config, lambda _: 1.0)
+    params = {"head": jnp.zeros(4)}
+    updates, _ = optimizer.update({"head": jnp.full(4, 100.0)}, optimizer.init(params), params)
+    assert float(optax.tree.norm(updates)) == pytest.approx(1.0, rel=1e-5)

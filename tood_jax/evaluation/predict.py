@@ -1,0 +1,55 @@
+"""Run a model over a data set and bring its detections to the host."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from tood_jax.config import Config
+from tood_jax.detectors.tood import Tood, normalize_images, tood_detections
+from tood_jax.training.sharding import over_batch, put_batch, replicated
+from tood_jax.training.state import Tree
+from tood_jax.types import Array, Batch, Detections
+
+DetectStep = Callable[[Tree, Tree, Batch], tuple[Detections, Array]]
+
+
+class ImageDetections(NamedTuple):
+    """Detections of one image on the host, best first, without padding."""
+
+    image_index: int  # position in the data set
+    boxes: np.ndarray  # [k, 4] float32 xyxy, pixels of the original image
+    scores: np.ndarray  # [k] float32, 0–1
+    labels: np.ndarray  # [k] int32, 0…C-1
+
+
+def compile_detect_step(model: Tood, config: Config, mesh: Mesh) -> DetectStep:
+    """(params, batch_stats, batch) to detections and image indices, jitted over the mesh.
+
+    Both come back whole on every process, so that any of them can evaluate.
+    """
+
+    def step(params, batch_stats, batch):
+        images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
+        pred = model.apply({"params": params, "batch_stats": batch_stats}, images)
+        return tood_detections(pred, batch, config.detect), batch.image_indices
+
+    everywhere = replicated(mesh)
+    return jax.jit(step, in_shardings=(everywhere, everywhere, over_batch(mesh)), out_shardings=everywhere)
+
+
+def detect_batches(
+    detect_step: DetectStep, params: Tree, batch_stats: Tree, batches: Iterable[Batch], mesh: Mesh
+) -> Iterator[ImageDetections]:
+    """Detections image by image; rows that only fill a batch (index -1) are left out."""
+    for batch in batches:
+        detections, indices = jax.device_get(detect_step(params, batch_stats, put_batch(batch, mesh)))
+        for row, index in enumerate(indices):
+            if index < 0:
+                continue
+            real = detections.labels[row] >= 0
+            yield ImageDetections(
+                int(index), detections.boxes[row][real], detections.scores[row][real], detections.labels[row][real]
+            )

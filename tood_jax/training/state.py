@@ -1,0 +1,45 @@
+"""What training carries from step to step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tood_jax.detectors.tood import Tood
+
+Tree = Any
+
+
+class TrainState(NamedTuple):
+    """Everything a checkpoint must hold of the device.
+
+    There is no random key: all randomness (initial weights, shuffling, augmentation) is a pure function of the
+    config's seed and the step.
+    """
+
+    step: jax.Array  # [] int32, updates done
+    params: Tree  # float32
+    batch_stats: Tree  # float32, running mean and var of BatchNorm; {} without
+    opt_state: Tree
+    ema: Tree  # moving average of params; {} if not kept
+
+    @property
+    def eval_params(self) -> Tree:
+        """The weights to evaluate: the moving average where there is one."""
+        return self.ema or self.params
+
+
+def init_variables(model: Tood, seed: int) -> tuple[Tree, Tree]:
+    """Random (params, batch_stats) of a model, float32, from the seed alone."""
+    # rbg keys compile in seconds where the default generator takes half a minute for a hundred kernels.
+    key = jax.random.key(seed, impl="rbg")
+    variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, 64, 64, 3))))(key)
+    return variables["params"], variables.get("batch_stats", {})
+
+
+def init_state(model: Tood, optimizer: optax.GradientTransformation, *, seed: int, keep_ema: bool) -> TrainState:
+    """The state before the first step."""
+    params, batch_stats = init_variables(model, seed)
+    ema = jax.tree.map(jnp.copy, params) if keep_ema else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema)
