@@ -106,7 +106,7 @@ class DataConfig:
     """The long side never exceeds this, pixels (the ratio is kept)."""
     buckets: tuple[tuple[int, int], ...] = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
     """Canvas sizes (height, width), multiples of 32. An image goes to the smallest that holds it; the canvas of the
-    largest height and width catches the rest. Each size is one compilation."""
+    largest height and width catches the rest. Each size is one compilation. (--data.buckets=800x1088,1088x800)"""
     flip_probability: float = 0.5
     """Chance of a left-right flip in training."""
     vertical_flip_probability: float = 0.0
@@ -381,7 +381,7 @@ def warnings(config: Config) -> list[str]:
             f"the task-aligned phase never starts."
         )
     part = train.batch_size // train.accumulate_steps
-    if backbone.norm == "batch" and part < 8 and backbone.frozen_stages < 4:
+    if backbone.norm == "batch" and part < 4 and backbone.frozen_stages < 4:
         found.append(
             f"backbone.norm = batch takes its statistics from {part} images at a time; "
             f"use group (from scratch) or frozen_batch (pre-trained)."

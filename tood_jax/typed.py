@@ -76,10 +76,10 @@ def leaf_hints(cls: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The question `Did you mean …?` with the most similar of `names`, a blank in front; "" if none is near."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""
+def nearest(name: str, names: Iterable[str], count: int = 1, cutoff: float = 0.6) -> str:
+    """The question `Did you mean …?` with the `count` most similar of `names`, a blank in front; "" if none is near."""
+    close = difflib.get_close_matches(name, list(names), n=count, cutoff=cutoff)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def expected(hint: Any) -> str:
@@ -94,4 +94,6 @@ def expected(hint: Any) -> str:
         plurals = {int: "integers", float: "numbers", str: "texts", bool: "booleans"}
         return f"{count} {plurals.get(parts[0]) or f'groups of {expected(parts[0])}'}"
     words = {int: "an integer", float: "a number", str: "text", bool: "True or False", type(None): "None"}
-    return words.get(hint) or f"a group of fields ({', '.join(field_hints(hint))})"
+    if dataclasses.is_dataclass(hint):
+        return f"a group of fields ({', '.join(field_hints(hint))})"
+    return words.get(hint) or str(getattr(hint, "__name__", hint))

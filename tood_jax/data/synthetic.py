@@ -288,10 +288,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--max-objects", type=int, default=default.max_objects, help="most objects an image")
     parser.add_argument("--overlap", type=float, default=default.overlap, help="largest hidden share of an object")
+    parser.add_argument("--min-side", type=float, default=default.min_side, help="longer side of the smallest, pixels")
     given = parser.parse_args(argv)
     sides = (min(given.size), max(given.size))
     config = ShapesConfig(
-        given.train, given.val, sides, sides, given.seed, given.max_objects, given.overlap
+        given.train, given.val, sides, sides, given.seed, given.max_objects, given.overlap, given.min_side
     )
     try:
         made = write_shapes(given.out, config)

@@ -3,11 +3,13 @@
 Maps are NHWC. Parameters are float32; `dtype` is the compute type. Kernels are HWIO.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 Dtype = Any
@@ -33,12 +35,61 @@ def conv(
         strides=(stride, stride),
         padding=[(size // 2, size // 2)] * 2,
         feature_group_count=groups,
+        conv_general_dilated=_grouped_on_cpu if groups > 1 and jax.default_backend() == "cpu" else None,
         use_bias=bias,
         dtype=dtype,
         kernel_init=kernel_init or nn.initializers.he_normal(),
         bias_init=bias_init,
         name=name,
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def grouped_conv(x, kernel, strides, padding, groups, precision):
+    """A grouped convolution whose kernel gradient is quick on the CPU: one batched product for each tap.
+
+    XLA:CPU forms that gradient some 400 times slower (2.4 s for one 3×3 layer of X101-64x4d on a 128×160 image); its
+    forward and input gradient are well, and so is everything on GPU and TPU.
+
+    Args:
+        x: [B, H, W, I].
+        kernel: [height, width, I / groups, O].
+        strides, padding: (down, across); ((above, below), (left, right)).
+    """
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, None, None, ("NHWC", "HWIO", "NHWC"), groups, precision=precision
+    )
+
+
+def _grouped_conv_forward(x, kernel, strides, padding, groups, precision):
+    return grouped_conv(x, kernel, strides, padding, groups, precision), (x, kernel)
+
+
+def _grouped_conv_backward(strides, padding, groups, precision, residuals, cotangent):
+    x, kernel = residuals
+    to_x = jax.linear_transpose(lambda x: grouped_conv.__wrapped__(x, kernel, strides, padding, groups, precision), x)
+    batch, height, width, channels = cotangent.shape
+    cotangent_by_group = cotangent.reshape(batch, height, width, groups, channels // groups)
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+
+    def tap(row, column):
+        """[I / groups, O]: the gradient of one place of the kernel, which saw this strided view of x."""
+        view = padded[:, row :: strides[0], column :: strides[1]][:, :height, :width]
+        view = view.reshape(batch, height, width, groups, -1)
+        product = jnp.einsum("bhwgi,bhwgo->igo", view, cotangent_by_group, precision=precision)
+        return product.reshape(-1, channels)
+
+    taps = [[tap(row, column) for column in range(kernel.shape[1])] for row in range(kernel.shape[0])]
+    (x_cotangent,) = to_x(cotangent)
+    return x_cotangent, jnp.stack([jnp.stack(row) for row in taps])
+
+
+grouped_conv.defvjp(_grouped_conv_forward, _grouped_conv_backward)
+
+
+def _grouped_on_cpu(x, kernel, strides, padding, *, feature_group_count, precision=None, **_):
+    """`grouped_conv` in the words that flax uses; dilations are 1 and maps NHWC throughout this project."""
+    return grouped_conv(x, kernel, tuple(strides), tuple(map(tuple, padding)), feature_group_count, precision)
 
 
 class Norm(nn.Module):

@@ -1,0 +1,184 @@
+"""Task-aligned assignment: golden numbers, an example by hand, and what must hold of any picture."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.golden_models import golden_ops
+from tood_jax.assigners.task_aligned import alignment_metric, assign_task_aligned, assign_task_aligned_batch
+from tood_jax.geometry.pyramid import pyramid
+
+CELLS = pyramid(64, 64)
+N, M, C = len(CELLS.points), 6, 3
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@functools.cache
+def compiled(**options):
+    return jax.jit(functools.partial(assign_task_aligned, **options))
+
+
+def picture(seed, objects=M):
+    """Noisy predictions, and objects of all sizes, as arguments of `assign_task_aligned`."""
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(-4, 50, (objects, 2))
+    gt_boxes = np.concatenate([corner, corner + rng.uniform(2, 60, (objects, 2))], axis=1)
+    half = rng.uniform(0.5, 4, (N, 2)) * CELLS.strides[:, None]
+    boxes = np.concatenate([CELLS.points - half, CELLS.points + half], axis=1)
+    return {
+        "scores": rng.uniform(0, 1, (N, C)).astype(np.float32),
+        "boxes": boxes.astype(np.float32),
+        "points": CELLS.points,
+        "valid": rng.random(N) < 0.8,
+        "gt_boxes": gt_boxes.astype(np.float32),
+        "gt_labels": rng.integers(0, C, objects).astype(np.int32),
+        "gt_mask": rng.random(objects) < 0.8,
+    }
+
+
+def assert_equal(a, b):
+    for name, left, right in zip(a._fields, a, b, strict=True):
+        np.testing.assert_array_equal(left, right, err_msg=name)
+
+
+@pytest.mark.parametrize(("topk", "alpha", "beta"), [(13, 1, 6), (9, 0.5, 2), (5, 1, 6)])
+@pytest.mark.parametrize("chunk", [64, 4])
+def test_equals_golden(topk, alpha, beta, chunk):
+    ops, name = golden_ops(), f"tal_m{topk}_a{alpha}_b{beta}"
+    found = compiled(topk=topk, alpha=alpha, beta=beta, chunk=chunk)(
+        ops["pred_scores"],
+        ops["pred_boxes"],
+        pyramid(192, 256).points,
+        np.ones(1024, bool),
+        ops["gt_boxes"],
+        ops["gt_labels"].astype(np.int32),
+        np.ones(14, bool),
+    )
+    gt_index = ops[f"{name}.gt_index_1based"] - 1
+    positive = gt_index >= 0
+    assert positive.sum() > 10
+    np.testing.assert_array_equal(found.gt_index, gt_index)
+    np.testing.assert_allclose(found.metric, ops[f"{name}.metric"], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(found.iou[positive], ops[f"{name}.iou"][positive], rtol=1e-5)
+
+
+def test_metric_is_a_product_of_powers():
+    score, iou = jnp.asarray([0.5, 0.25]), jnp.asarray([0.5, 1.0])
+    np.testing.assert_allclose(alignment_metric(score, iou, 1, 6), [0.5 / 64, 0.25])
+    np.testing.assert_allclose(alignment_metric(score, iou, 0.5, 2), [0.5**0.5 / 4, 0.5], rtol=1e-6)
+
+
+def test_example_by_hand():
+    """Two of the object's three best cells lie inside; a cell of higher metric outside takes up a place."""
+    found = compiled(topk=3, beta=1.0)(
+        scores=np.array([[0.8], [0.4], [0.9], [0.1], [0.0]], np.float32),
+        boxes=np.array([[0, 0, 8, 8], [0, 0, 8, 4], [0, 0, 8, 8], [0, 0, 8, 8], [0, 0, 8, 8]], np.float32),
+        points=np.array([[2, 2], [4, 4], [9, 9], [6, 6], [1, 1]], np.float32),
+        valid=np.ones(5, bool),
+        gt_boxes=np.array([[0, 0, 8, 8]], np.float32),
+        gt_labels=np.zeros(1, np.int32),
+        gt_mask=np.ones(1, bool),
+    )
+    np.testing.assert_array_equal(found.gt_index, [0, 0, -1, -1, -1])
+    np.testing.assert_allclose(found.metric, [0.8, 0.2, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(found.iou, [1, 0.5, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(found.soft_label, [1, 0.25, 0, 0, 0], rtol=1e-5)  # t / max t · max IoU
+
+
+@given(SEEDS)
+def test_assignment_properties(seed):
+    one = picture(seed)
+    found = compiled()(**one)
+    positive = np.asarray(found.gt_index) >= 0
+    assert (one["valid"] | ~positive).all()  # no cell outside `valid`
+    assert one["gt_mask"][found.gt_index[positive]].all()  # no padded object
+    assert np.bincount(found.gt_index[positive], minlength=M).max(initial=0) <= 13
+    boxes = one["gt_boxes"][found.gt_index[positive]]
+    points = CELLS.points[positive]
+    assert ((points > boxes[:, :2]) & (points < boxes[:, 2:])).all()
+    for value in (found.metric, found.iou, found.soft_label):
+        assert ((np.asarray(value) > 0) == positive).all()
+        assert (np.asarray(value) <= 1 + 1e-5).all()
+    for i in np.unique(found.gt_index[positive]):  # each object's largest soft label is its largest IoU
+        mine = np.asarray(found.gt_index) == i
+        largest = np.asarray(found.metric)[mine].max()
+        expected = np.asarray(found.iou)[mine].max() * largest / (largest + 1e-7)
+        np.testing.assert_allclose(np.asarray(found.soft_label)[mine].max(), expected, rtol=1e-5)
+
+
+@given(SEEDS)
+def test_chunks_padding_and_order_change_nothing(seed):
+    one = picture(seed)
+    found = compiled()(**one)
+    for chunk in (1, 4):
+        assert_equal(found, compiled(chunk=chunk)(**one))
+
+    padding = {"gt_boxes": [(0, 3), (0, 0)], "gt_labels": [(0, 3)], "gt_mask": [(0, 3)]}
+    assert_equal(found, compiled()(**one | {key: np.pad(one[key], width) for key, width in padding.items()}))
+
+    order = np.random.default_rng(seed).permutation(M)
+    permuted = compiled()(**one | {key: one[key][order] for key in padding})
+    gt_index = np.where(permuted.gt_index >= 0, order[permuted.gt_index], -1)
+    assert_equal(found, permuted._replace(gt_index=gt_index))
+
+
+def test_topk_is_clamped():
+    one = picture(0)
+    assert_equal(compiled(topk=N)(**one), compiled(topk=10 * N)(**one))
+
+
+@pytest.mark.parametrize("objects", [0, M])
+def test_no_objects(objects):
+    one = picture(1, objects)
+    found = compiled()(**one | {"gt_mask": np.zeros(objects, bool)})
+    assert (np.asarray(found.gt_index) == -1).all()
+    assert all((np.asarray(value) == 0).all() for value in found[1:])
+
+
+def test_extreme_scores_and_boxes():
+    """Scores of 0 claim nothing, scores of 1 are fine, boxes without area neither claim nor poison."""
+    one = picture(2)
+    one["gt_mask"][:] = True
+    one["scores"] = (one["scores"] > 0.5).astype(np.float32)
+    one["gt_boxes"][0, 2:] = one["gt_boxes"][0, :2]
+    one["boxes"][:10, 2:] = one["boxes"][:10, :2]
+    found = compiled()(**one)
+    assert all(np.isfinite(value).all() for value in found)
+    positive = np.flatnonzero(np.asarray(found.gt_index) >= 0)
+    assert len(positive)
+    assert (found.gt_index[positive] != 0).all()
+    assert (one["scores"][positive, one["gt_labels"][found.gt_index[positive]]] == 1).all()
+
+
+def test_thousands_of_objects_need_memory_for_one_chunk():
+    one = picture(3, 5000)
+    program = compiled(chunk=32).lower(**one).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 5000 * N * 4 * 2.5  # [M, N] a few times is what we don't want
+    found = program(**one)
+    assert (np.asarray(found.gt_index) >= 0).any()
+
+
+def test_no_gradient_flows():
+    one = picture(4)
+
+    def total(scores, boxes):
+        return sum(x.sum() for x in assign_task_aligned(**one | {"scores": scores, "boxes": boxes})[1:])
+
+    one = jax.tree.map(jnp.asarray, one)
+    gradients = jax.grad(total, (0, 1))(one["scores"], one["boxes"])
+    assert all((g == 0).all() for g in gradients)
+
+
+def test_images_of_a_batch_are_independent():
+    pictures = [picture(seed) for seed in (5, 6)]
+    batched = {key: np.stack([one[key] for one in pictures]) for key in pictures[0]} | {"points": CELLS.points}
+    found = jax.jit(assign_task_aligned_batch)(*batched.values())
+    for i, one in enumerate(pictures):
+        alone = compiled()(**one)
+        np.testing.assert_array_equal(found.gt_index[i], alone.gt_index)
+        np.testing.assert_allclose(found.soft_label[i], alone.soft_label, rtol=1e-6)

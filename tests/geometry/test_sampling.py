@@ -1,0 +1,67 @@
+"""Per-side bilinear sampling: golden values and gradients, literals, and a plain loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tests.golden_models import golden_ops
+from tood_jax.geometry.sampling import sample_sides
+
+SHAPE = (1, 3, 4, 2)  # [B, H, W, S]
+sample = jax.jit(sample_sides)
+
+
+def plain(boxes, offsets):
+    """The same with loops."""
+    batch, height, width, sides = boxes.shape
+    out = np.zeros(boxes.shape)
+    for b, i, j, s in np.ndindex(*boxes.shape):
+        y, x = i + offsets[b, i, j, s, 0], j + offsets[b, i, j, s, 1]
+        for row in (int(np.floor(y)), int(np.floor(y)) + 1):
+            for column in (int(np.floor(x)), int(np.floor(x)) + 1):
+                if 0 <= row < height and 0 <= column < width:
+                    out[b, i, j, s] += (1 - abs(y - row)) * (1 - abs(x - column)) * boxes[b, row, column, s]
+    return out
+
+
+def test_values_and_gradients_equal_golden():
+    ops = golden_ops()
+    boxes, offsets, cotangent, out, grad_boxes, grad_offsets = (
+        jnp.asarray(np.moveaxis(ops[f"side_sampling.{name}"], 1, -1))
+        for name in ("feature", "offset", "cotangent", "out", "grad_feature", "grad_offset")
+    )
+    value, pull_back = jax.vjp(sample_sides, boxes, offsets.reshape(*boxes.shape, 2))
+    np.testing.assert_allclose(value, out, atol=2e-6)
+    to_boxes, to_offsets = pull_back(cotangent)
+    np.testing.assert_allclose(to_boxes, grad_boxes, atol=5e-6)
+    np.testing.assert_allclose(to_offsets.reshape(offsets.shape), grad_offsets, atol=1e-5)
+
+
+def test_literals():
+    boxes = jnp.arange(24.0).reshape(SHAPE)  # rises by 2 a column and by 8 a row
+    offsets = jnp.zeros((*SHAPE, 2))
+    np.testing.assert_array_equal(sample(boxes, offsets), boxes)  # nothing moves
+    moved = sample(boxes, offsets.at[0, 1, 1, 1].set(jnp.array([0.5, 0.25])))
+    np.testing.assert_allclose(moved[0, 1, 1], [10, 11 + 4 + 0.5])  # only this side of this cell
+    faded = sample(boxes, offsets.at[0, 2, 0, 1].set(jnp.array([0.75, 0])))
+    np.testing.assert_allclose(faded[0, 2, 0, 1], 0.25 * 17)  # three quarters out of the map
+    gone = sample(boxes, jnp.full((*SHAPE, 2), -4.0))
+    np.testing.assert_array_equal(gone, 0)
+
+
+@given(
+    arrays(np.float32, SHAPE, elements=st.floats(-10, 10, width=32)),
+    arrays(np.float32, (*SHAPE, 2), elements=st.floats(-6, 6, width=32)),
+)
+def test_equals_a_plain_loop(boxes, offsets):
+    np.testing.assert_allclose(sample(boxes, offsets), plain(boxes, offsets), atol=1e-4)
+
+
+def test_far_offsets_give_zero_and_finite_gradients():
+    offsets = jnp.full((*SHAPE, 2), 1e12).at[0, 0].set(-1e12)
+    value, gradients = jax.value_and_grad(lambda b, o: sample_sides(b, o).sum(), (0, 1))(jnp.ones(SHAPE), offsets)
+    assert value == 0
+    assert all((g == 0).all() for g in gradients)

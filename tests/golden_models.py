@@ -1,0 +1,185 @@
+"""The models, inputs and ground truth of the golden files (tests/goldens/README.md), with their compiled functions.
+
+Axes: B = 2 images · H, W = 128, 160 pixels · M = 6 padded objects · N cells · C = 80 classes.
+"""
+
+import copy
+import dataclasses
+import json
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tests.goldens.weights import image_batch, named_array
+from tood_jax.build import build_model
+from tood_jax.config import BackboneConfig, Config, HeadConfig
+from tood_jax.detectors.tood import tood_detections, tood_losses
+from tood_jax.training.optimizer import make_optimizer
+from tood_jax.types import Batch
+from tood_jax.weights.mmdetection import export_state_dict, import_state_dict
+
+FOLDER = Path(__file__).parent / "goldens"
+R50, R50_ANCHOR_BASED, X101 = NAMES = (
+    "tood_r50_fpn_1x_coco",
+    "tood_r50_fpn_anchor-based_1x_coco",
+    "tood_x101-64x4d_fpn_ms-2x_coco",
+)
+NUM_CLASSES = 80
+
+# Image 0, objects 3 and 4: two cells lie at exactly equal distance at the 9th place of ATSS; torch.topk's choice among
+# equals is an accident of its selection. 1e-4 px towards the cell it took decides it for everybody.
+TIE_NUDGE = np.zeros((2, 6, 4), np.float32)
+TIE_NUDGE[0, 3] = [1e-4, 0, 1e-4, 0]
+TIE_NUDGE[0, 4] = [0, -1e-4, 0, -1e-4]
+
+# One pre-activation of 7e-6 amid values of size 10 has its sign, and so its ReLU's gradient, decided by rounding: head
+# inter_5_norm, level P4, image 0, row 7, column 3, channel 123. Twice that off the bias puts it where torch has it.
+RELU_PLACE = {"layer": "inter_5_norm", "level": 1, "cell": (0, 7, 3), "channel": 123}
+RELU_NUDGE = -1.4e-5
+
+
+def golden_config(name: str) -> Config:
+    """The config of a published model's architecture."""
+    config = Config(name=name)
+    if name == R50_ANCHOR_BASED:
+        return dataclasses.replace(config, head=HeadConfig(anchor_type="anchor_based"))
+    if name == X101:
+        return dataclasses.replace(config, backbone=BackboneConfig(depth=101, groups=64, width_per_group=4))
+    return config
+
+
+def golden_manifest(name: str) -> dict[str, tuple[int, ...]]:
+    """PyTorch name → shape of every tensor of a published checkpoint, but the counters `num_batches_tracked`."""
+    manifest = json.loads((FOLDER / f"{name}.manifest.json").read_text())
+    return {key: tuple(shape) for key, shape in manifest.items() if not key.endswith("num_batches_tracked")}
+
+
+def golden_ops():
+    """ops.npz."""
+    return np.load(FOLDER / "ops.npz")
+
+
+def golden_batch() -> Batch:
+    """Ground truth of both images; the images themselves are given to the model already normalised."""
+    boxes, labels, mask = np.zeros((2, 6, 4), np.float32), np.zeros((2, 6), np.int32), np.zeros((2, 6), bool)
+    boxes[0, :5] = [
+        [8, 12, 70, 90],
+        [60, 30, 150, 120],
+        [100.5, 5.25, 140.75, 40.5],
+        [20, 70, 44, 100],
+        [62, 34, 148, 118],
+    ]
+    labels[0, :5], mask[0, :5] = [0, 17, 79, 17, 3], True
+    boxes[1, :2], labels[1, :2], mask[1, :2] = [[4, 4, 60, 60], [30, 40, 130, 116]], [55, 2], True
+    return Batch(
+        images=np.zeros((2, 128, 160, 3), np.uint8),
+        sizes=np.array([[128, 160], [120, 136]], np.int32),
+        scales=np.full((2, 2), 0.8, np.float32),
+        gt_boxes=boxes,
+        gt_labels=labels,
+        gt_mask=mask,
+        image_indices=np.arange(2, dtype=np.int32),
+    )
+
+
+def picks(array: np.ndarray, count: int) -> np.ndarray:
+    """The elements that the golden files hold of a flattened array."""
+    return array.ravel()[np.linspace(0, array.size - 1, min(count, array.size)).astype(np.int64)]
+
+
+class GoldenModel:
+    """One published model with its weights, inputs, numbers and compiled functions."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.config = golden_config(name)
+        self.model = build_model(self.config, NUM_CLASSES)
+        self.numbers = dict(np.load(FOLDER / f"{name}.npz"))
+        state_dict = {key: named_array(key, shape) for key, shape in golden_manifest(name).items()}
+        self.variables = import_state_dict(state_dict, self.config)
+        self.batch = jax.tree.map(jnp.asarray, golden_batch())
+        self.images = jnp.asarray(image_batch(128, 160, [(128, 160), (120, 136)]).transpose(0, 2, 3, 1))  # [B, H, W, 3]
+        self.deviations: dict[str, float] = {}
+
+    def compare(self, what: str, ours, golden, limit: float, scale: float | None = None) -> None:
+        """Assert max|ours − golden| ≤ limit · scale (the largest golden value, unless given) and record it."""
+        ours, golden = np.asarray(ours, np.float64), np.asarray(golden, np.float64)
+        assert ours.shape == golden.shape, f"{self.name} {what}: {ours.shape}, golden {golden.shape}"
+        scale = np.abs(golden).max() if scale is None else scale
+        deviation = float(np.abs(ours - golden).max() / max(scale, 1e-12))
+        assert np.isfinite(deviation), f"{self.name} {what} is not finite"
+        group = what.split(" ")[0]
+        self.deviations[group] = max(self.deviations.get(group, 0.0), deviation)
+        assert deviation <= limit, f"{self.name} {what}: {deviation:.1e} from the golden value, limit {limit:.0e}"
+
+    @cached_property
+    def forward(self):
+        """(predictions, C2–C5, P3–P7, the pre-activations of RELU_PLACE's layer a level), and detections."""
+        names = ("backbone", "neck", RELU_PLACE["layer"])
+
+        @jax.jit
+        def run(variables, images):
+            pred, state = self.model.apply(
+                variables, images, capture_intermediates=lambda module, _: module.name in names, mutable=["intermediates"]
+            )
+            state = state["intermediates"]
+            c, p = state["backbone"]["__call__"][0], state["neck"]["__call__"][0]
+            before_relu = state["head"][RELU_PLACE["layer"]]["__call__"]
+            return pred, c, p, before_relu, tood_detections(pred, self.batch, self.config.detect)
+
+        return jax.device_get(run(self.variables, self.images))
+
+    @cached_property
+    def value_and_grad(self):
+        """(params, gt_boxes, gt_mask, aligned) to ((total, Losses), gradients): one program for both phases."""
+
+        def loss(params, gt_boxes, gt_mask, aligned):
+            pred = self.model.apply({**self.variables, "params": params}, self.images, train=True)
+            batch = self.batch._replace(gt_boxes=gt_boxes, gt_mask=gt_mask)
+            losses = tood_losses(pred, batch, aligned, learning=self.config.learning)
+            return losses.total, losses
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+    def learn(self, phase: str, params=None):
+        """`value_and_grad` of a golden phase: atss, tal, atss_empty or tal_empty."""
+        aligned = phase.startswith("tal")
+        boxes = self.batch.gt_boxes + (0 if aligned else TIE_NUDGE)
+        mask = self.batch.gt_mask
+        if phase.endswith("_empty"):
+            mask = mask.at[1].set(False)
+        return self.value_and_grad(self.variables["params"] if params is None else params, boxes, mask, aligned)
+
+    def nudged_params(self, phase: str):
+        """The parameters with RELU_NUDGE where it belongs."""
+        params = self.variables["params"]
+        if (self.name, phase) == (R50, "tal"):
+            params = copy.deepcopy(params)
+            params["head"][RELU_PLACE["layer"]]["norm"]["bias"][RELU_PLACE["channel"]] += RELU_NUDGE
+        return params
+
+    def gradients(self, phase: str) -> dict[str, np.ndarray]:
+        """Gradients by PyTorch name, in PyTorch's layout."""
+        _, gradients = self.learn(phase, self.nudged_params(phase))
+        return export_state_dict({**self.variables, "params": jax.device_get(gradients)}, self.config)
+
+    def trajectory(self, phase: str, steps: int):
+        """Losses (cls, box) [steps, 2] before each SGD step at a constant rate, and the parameters at the end."""
+        optimizer = make_optimizer(self.config, optax.constant_schedule(1e-3))
+
+        @jax.jit
+        def update(params, state, gradients):
+            updates, state = optimizer.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        params = self.variables["params"]
+        state, rows = optimizer.init(params), []
+        for _ in range(steps):
+            (_, losses), gradients = self.learn(phase, params)
+            rows.append([float(losses.cls.sum()), float(losses.box.sum())])
+            params, state = update(params, state, gradients)
+        return np.array(rows), jax.device_get(params)
