@@ -124,7 +124,10 @@ class GoldenModel:
         @jax.jit
         def run(variables, images):
             pred, state = self.model.apply(
-                variables, images, capture_intermediates=lambda module, _: module.name in names, mutable=["intermediates"]
+                variables,
+                images,
+                capture_intermediates=lambda module, _: module.name in names,
+                mutable=["intermediates"],
             )
             state = state["intermediates"]
             c, p = state["backbone"]["__call__"][0], state["neck"]["__call__"][0]
@@ -176,7 +179,7 @@ class GoldenModel:
             updates, state = optimizer.update(gradients, state, params)
             return optax.apply_updates(params, updates), state
 
-        params = self.variables["params"]
+        params = self.nudged_params(phase)
         state, rows = optimizer.init(params), []
         for _ in range(steps):
             (_, losses), gradients = self.learn(phase, params)

@@ -115,7 +115,9 @@ def detect(
         keep = nms(boxes, scores, labels, iou_threshold=nms_iou, max_detections=max_detections)
         real = keep >= 0
         return Detections(
-            jnp.where(real[:, None], boxes[keep], 0), jnp.where(real, scores[keep], 0), jnp.where(real, labels[keep], -1)
+            jnp.where(real[:, None], boxes[keep], 0),
+            jnp.where(real, scores[keep], 0),
+            jnp.where(real, labels[keep], -1),
         )
 
     return jax.vmap(one)(scores, boxes, valid, sizes, scales)

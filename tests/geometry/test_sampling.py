@@ -16,7 +16,7 @@ sample = jax.jit(sample_sides)
 
 def plain(boxes, offsets):
     """The same with loops."""
-    batch, height, width, sides = boxes.shape
+    _, height, width, _ = boxes.shape
     out = np.zeros(boxes.shape)
     for b, i, j, s in np.ndindex(*boxes.shape):
         y, x = i + offsets[b, i, j, s, 0], j + offsets[b, i, j, s, 1]

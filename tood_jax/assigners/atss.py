@@ -3,8 +3,6 @@
 Axes: N cells · M padded objects · K candidates an object (topk a level) · G objects a chunk. Boxes: xyxy, pixels.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -69,6 +67,6 @@ def assign_atss(
 
 def assign_atss_batch(anchors, valid, gt_boxes, gt_mask, **options) -> Assignment:
     """`assign_atss` for a batch: every argument but `anchors` has B in front."""
-    return jax.vmap(functools.partial(assign_atss, **options), in_axes=(None, 0, 0, 0))(
+    return jax.vmap(lambda *image: assign_atss(*image, **options), in_axes=(None, 0, 0, 0))(
         anchors, valid, gt_boxes, gt_mask
     )

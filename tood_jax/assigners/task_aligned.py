@@ -3,8 +3,6 @@
 Axes: N cells · M padded objects · C classes · G objects a chunk. Boxes are xyxy in canvas pixels.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -83,7 +81,6 @@ def assign_task_aligned(
 
 def assign_task_aligned_batch(scores, boxes, points, valid, gt_boxes, gt_labels, gt_mask, **options) -> Assignment:
     """`assign_task_aligned` for a batch: every argument but `points` has B in front."""
-    assign = functools.partial(assign_task_aligned, **options)
-    return jax.vmap(assign, in_axes=(0, 0, None, 0, 0, 0, 0))(
+    return jax.vmap(lambda *image: assign_task_aligned(*image, **options), in_axes=(0, 0, None, 0, 0, 0, 0))(
         scores, boxes, points, valid, gt_boxes, gt_labels, gt_mask
     )

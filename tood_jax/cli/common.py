@@ -12,7 +12,8 @@ import jax
 from tood_jax.build import build_model
 from tood_jax.cli.options import parse
 from tood_jax.config import Config, ConfigError, from_dict
-from tood_jax.data.coco import ClassInfo, DataError
+from tood_jax.data.coco import ClassInfo
+from tood_jax.data.errors import DataError
 from tood_jax.detectors.tood import Tood
 from tood_jax.training.checkpoints import Checkpoint, CheckpointError, open_checkpoint
 from tood_jax.training.loop import NonFiniteLossError

@@ -5,6 +5,7 @@ the point of cell (row i, column j) is (j·stride, i·stride), with no half pixe
 Plain numpy: for a given canvas these are constants of the compiled program.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class Pyramid(NamedTuple):
     def level_slices(self) -> tuple[slice, ...]:
         """Where each level's cells lie in the row."""
         ends = np.cumsum([0] + [h * w for h, w in self.shapes])
-        return tuple(slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True))
+        return tuple(slice(int(a), int(b)) for a, b in itertools.pairwise(ends))
 
     def anchors(self, scale: float) -> np.ndarray:
         """[N, 4] float32 xyxy pixels: a square of scale·stride around each point."""

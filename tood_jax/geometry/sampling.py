@@ -5,9 +5,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 
-def sample_sides(
-    boxes: Float[Array, "b h w s"], offsets: Float[Array, "b h w s 2"]
-) -> Float[Array, "b h w s"]:
+def sample_sides(boxes: Float[Array, "b h w s"], offsets: Float[Array, "b h w s 2"]) -> Float[Array, "b h w s"]:
     """Sample channel s of a map at (row + dy, column + dx), each cell and each channel at its own place.
 
     Args:

@@ -29,9 +29,7 @@ class FPN(nn.Module):
         def layer(x, size, name, stride=1):
             glorot = nn.initializers.glorot_uniform()
             plain = self.norm == "none"
-            x = conv(
-                self.channels, size, name=name, dtype=self.dtype, stride=stride, bias=plain, kernel_init=glorot
-            )(x)
+            x = conv(self.channels, size, name=name, dtype=self.dtype, stride=stride, bias=plain, kernel_init=glorot)(x)
             return x if plain else Norm(self.norm, self.norm_groups, self.dtype, name=f"{name}_norm")(x)
 
         merged = [layer(x, 1, f"lateral_{i}") for i, x in enumerate(maps)]

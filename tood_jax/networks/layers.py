@@ -26,7 +26,7 @@ def conv(
     groups: int = 1,
     bias: bool = False,
     kernel_init: nn.initializers.Initializer | None = None,
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init(),
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros,
 ) -> nn.Conv:
     """A convolution padded by size // 2 on every side (PyTorch's padding, also at stride 2)."""
     return nn.Conv(
@@ -56,6 +56,10 @@ def grouped_conv(x, kernel, strides, padding, groups, precision):
         kernel: [height, width, I / groups, O].
         strides, padding: (down, across); ((above, below), (left, right)).
     """
+    return _native_grouped_conv(x, kernel, strides, padding, groups, precision)
+
+
+def _native_grouped_conv(x, kernel, strides, padding, groups, precision):
     return lax.conv_general_dilated(
         x, kernel, strides, padding, None, None, ("NHWC", "HWIO", "NHWC"), groups, precision=precision
     )
@@ -67,7 +71,7 @@ def _grouped_conv_forward(x, kernel, strides, padding, groups, precision):
 
 def _grouped_conv_backward(strides, padding, groups, precision, residuals, cotangent):
     x, kernel = residuals
-    to_x = jax.linear_transpose(lambda x: grouped_conv.__wrapped__(x, kernel, strides, padding, groups, precision), x)
+    to_x = jax.linear_transpose(lambda x: _native_grouped_conv(x, kernel, strides, padding, groups, precision), x)
     batch, height, width, channels = cotangent.shape
     cotangent_by_group = cotangent.reshape(batch, height, width, groups, channels // groups)
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -98,7 +102,7 @@ class Norm(nn.Module):
     Attributes:
         kind: "frozen_batch" (running statistics always), "batch" (statistics over the global batch when training)
             or "group".
-        groups: of the GroupNorm; fewer where channels don't divide.
+        groups: of the GroupNorm; must divide the channels.
         zero_scale: start with scale 0, so that a residual branch starts as nothing.
     """
 
@@ -111,19 +115,22 @@ class Norm(nn.Module):
     def __call__(self, x, train: bool = False):
         scale_init = nn.initializers.zeros_init() if self.zero_scale else nn.initializers.ones_init()
         if self.kind == "group":
-            layer = nn.GroupNorm(
-                num_groups=self.groups, epsilon=EPSILON, dtype=self.dtype, scale_init=scale_init, use_fast_variance=False, name="norm"
-            )
-            return layer(x)
-        layer = nn.BatchNorm(
+            return nn.GroupNorm(
+                num_groups=self.groups,
+                epsilon=EPSILON,
+                dtype=self.dtype,
+                scale_init=scale_init,
+                use_fast_variance=False,
+                name="norm",
+            )(x)
+        return nn.BatchNorm(
             use_running_average=not (train and self.kind == "batch"),
             momentum=0.9,
             epsilon=EPSILON,
             dtype=self.dtype,
             scale_init=scale_init,
             name="norm",
-        )
-        return layer(x)
+        )(x)
 
 
 @jax.custom_jvp

@@ -16,7 +16,7 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 def out_channels(depth: int, width: int) -> tuple[int, int, int, int]:
     """Channels of C2…C5."""
     expansion = 1 if depth < 50 else 4
-    return tuple(width * expansion * 2**i for i in range(4))  # type: ignore[return-value]
+    return tuple(width * expansion * 2**i for i in range(4))
 
 
 class Block(nn.Module):
@@ -101,4 +101,5 @@ class ResNet(nn.Module):
                 )(x, train and stage > self.frozen_stages)
             x = freeze(x, stage)
             maps.append(x)
-        return tuple(maps)
+        c2, c3, c4, c5 = maps
+        return c2, c3, c4, c5

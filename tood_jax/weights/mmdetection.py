@@ -12,11 +12,11 @@ Path = tuple[str, ...]
 
 
 class Entry(NamedTuple):
-    """One tensor. `index` picks one element of ours (the levels' scales are five scalars there, one vector here)."""
+    """One tensor. `element` picks one element of ours (the levels' scales are five scalars there, one vector here)."""
 
     torch_name: str
     path: Path  # collection first: ("params", …) or ("batch_stats", …)
-    index: int | None = None
+    element: int | None = None
 
 
 def _conv(torch: str, path: Path, bias: bool) -> Iterator[Entry]:
@@ -116,7 +116,7 @@ def import_state_dict(state_dict: Mapping[str, np.ndarray], config: Config) -> d
         for name in parents:
             node = node.setdefault(name, {})
         value = from_torch_layout(np.asarray(state_dict[entry.torch_name]))
-        if entry.index is None:
+        if entry.element is None:
             node[leaf] = value
         else:
             node.setdefault(leaf, []).append(value)
@@ -132,5 +132,5 @@ def export_state_dict(variables: Mapping[str, Any], config: Config) -> dict[str,
         for name in entry.path:
             value = value[name]
         array = np.asarray(value)
-        state_dict[entry.torch_name] = to_torch_layout(array if entry.index is None else array[entry.index])
+        state_dict[entry.torch_name] = to_torch_layout(array if entry.element is None else array[entry.element])
     return state_dict

@@ -1,0 +1,1 @@
+"""Every figure in the documentation, each a command: `python -m benchmarks.NAME --help`."""

@@ -1,0 +1,206 @@
+"""Every benchmark runs at a tiny size and writes the JSON it promises."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import assigners, inference, nms, train_step
+from benchmarks.common import interleaved, print_table, random_batch, read_options, spread
+from tests.tiny import IMAGE_SIDE, tiny_config
+from tood_jax.config import save_config
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("train_step", "inference", "assigners", "nms", "input_pipeline")
+HEAD = {"benchmark", "date", "command", "commit", "machine", "versions", "options", "memory", "results"}
+TIMING = {"median_seconds", "min_seconds", "max_seconds", "quartile_seconds", "all_seconds"}
+PROGRAM = {"trace_seconds", "compile_seconds", "flops", "bytes_accessed", "memory"}
+SIZE = (f"--height={IMAGE_SIDE}", f"--width={IMAGE_SIDE}", "--classes=4")
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    """The tiny run with less to compile: a frozen backbone, a short head, no moving average."""
+    config = tiny_config(tmp_path, tmp_path)
+    config = replace(
+        config,
+        backbone=replace(config.backbone, norm="frozen_batch", frozen_stages=4),
+        neck=replace(config.neck, norm="none"),
+        head=replace(config.head, num_convs=1),
+        optimizer=replace(config.optimizer, schedule="cosine", ema_decay=None),
+    )
+    file = tmp_path / "tiny.json"
+    save_config(config, file)
+    return file
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Run a benchmark with two repeats; its report, which must be what the file holds."""
+
+    def run(module, *argv):
+        out = tmp_path / "deep" / "report.json"
+        # The cache of the tests stays on: compile times aren't looked at.
+        report = module.main([*argv, "--repeats=2", f"--out={out}", "--compilation_cache"])
+        assert json.loads(out.read_text(encoding="utf-8")) == report
+        assert set(report) >= HEAD
+        assert report["machine"]["cores"] >= 1
+        assert report["versions"]["jax"]
+        assert report["command"].startswith(f"python -m {module.__name__} ")
+        return report
+
+    return run
+
+
+def check_timing(timing):
+    assert set(timing) >= TIMING
+    assert len(timing["all_seconds"]) == 2
+    assert 0 < timing["min_seconds"] <= timing["median_seconds"] <= timing["max_seconds"]
+
+
+def test_train_step(measured, config_file, capsys):
+    report = measured(train_step, "--config", str(config_file), "--batch=2", "--objects=3", *SIZE)
+    assert [row["phase"] for row in report["results"]] == ["warmup_atss", "task_aligned"]
+    assert [row["task_aligned"] for row in report["results"]] == [0, 1]
+    for row in report["results"]:
+        check_timing(row)
+        assert row["finite"] == 1
+        assert row["first_seconds"] > 0
+        assert row["images_per_second"] == pytest.approx(2 / row["median_seconds"])
+    assert set(report["program"]) == PROGRAM
+    assert report["program"]["flops"] > 0
+    assert report["config"]["train"]["batch_size"] == 2
+    assert "| task_aligned |" in capsys.readouterr().out
+
+
+def test_inference(measured, config_file):
+    report = measured(inference, "--config", str(config_file), "--batch=2", *SIZE)
+    assert [row["images"] for row in report["results"]] == [2, 1, 2]
+    for row in report["results"]:
+        check_timing(row)
+        assert set(row["program"]) == PROGRAM
+
+
+def test_assigners(measured):
+    report = measured(assigners, "--objects", "2", "70", *SIZE)
+    assert [(row["assigner"], row["objects"]) for row in report["results"]] == [
+        ("task_aligned", 2),
+        ("task_aligned", 70),
+        ("atss", 2),
+        ("atss", 70),
+    ]
+    for row in report["results"]:
+        check_timing(row)
+        assert row["positives"] > 0
+        assert row["program"]["memory"]["temporaries"] > 0
+        assert row["memory_in_one_piece"]["temporaries"] > 0
+
+
+def test_nms(measured):
+    report = measured(nms, "--candidates", "50", "300", "--detections=20")
+    for row, count in zip(report["results"], (50, 300), strict=True):
+        assert row["candidates"] == count
+        assert row["same_boxes"]
+        assert 0 < row["kept"] <= 20
+        check_timing(row["ours"])
+        check_timing(row["numpy"])
+
+
+def test_input_pipeline(measured, tmp_path):
+    input_pipeline = importlib.import_module("benchmarks.input_pipeline")
+    report = measured(
+        input_pipeline,
+        *("--images=4", "--batch=2", "--threads", "1", "2", "--workers", "0", "--size", "96", "80"),
+        *("--short_side=64", "--canvas", "64", "96", f"--folder={tmp_path}/images"),
+    )
+    assert [(row["threads"], row["workers"]) for row in report["results"]] == [(1, 0), (2, 0)]
+    for row in report["results"]:
+        check_timing(row["seconds_an_image"])
+        assert row["canvas"] == [64, 96]
+        assert row["images_per_second"] > 0
+        assert row["images_per_core_second"] > 0
+
+
+def test_greedy_nms_by_hand():
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [50, 50, 60, 60]], np.float32)
+    scores, labels = np.array([0.5, 0.9, 0.8, 0.1], np.float32), np.array([0, 0, 1, 0], np.int32)
+    # Box 0 overlaps box 1 (IoU 9/11) and is of its class; box 2 is of another; nothing is left for the last place.
+    np.testing.assert_array_equal(nms.greedy_nms(boxes, scores, labels, 0.6, 4), [1, 2, 3, -1])
+
+
+def test_different_boxes_end_with_an_error(monkeypatch, measured):
+    monkeypatch.setattr(nms, "greedy_nms", lambda boxes, *_: np.full(5, -1, np.int32))
+    with pytest.raises(SystemExit, match="different boxes"):
+        measured(nms, "--candidates", "50", "--detections=5")
+
+
+def test_rounds_are_interleaved_and_the_first_told_apart():
+    calls: list[str] = []
+    found = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
+    assert calls == ["a", "b"] * 3
+    assert len(found["a"]["all_seconds"]) == 2
+    assert found["a"]["first_seconds"] > 0
+
+
+def test_spread():
+    found = spread([3.0, 1.0, 2.0, 5.0, 4.0])
+    assert (found["min_seconds"], found["median_seconds"], found["max_seconds"]) == (1, 3, 5)
+    assert found["quartile_seconds"] == [2, 4]
+    assert found["all_seconds"] == [3, 1, 2, 5, 4]
+
+
+def test_a_table(capsys):
+    print_table("Title", ["name", "ms"], [["a", 1.2345], ["bcdef", None], ["c", 1234.5]])
+    assert capsys.readouterr().out == (
+        "\nTitle\n\n| name  | ms   |\n|-------|------|\n| a     | 1.23 |\n| bcdef | –    |\n| c     | 1234 |\n"
+    )
+
+
+def test_random_batch_holds_its_objects():
+    batch = random_batch(2, 64, 96, objects=3, max_objects=5, classes=4, seed=0)
+    assert batch.images.shape == (2, 64, 96, 3)
+    assert batch.gt_mask.sum(axis=1).tolist() == [3, 3]
+    boxes = batch.gt_boxes[batch.gt_mask]
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    assert (boxes >= 0).all()
+    assert (boxes <= [96, 64, 96, 64]).all()
+    assert (batch.gt_boxes[~batch.gt_mask] == 0).all()
+
+
+def test_repeats_must_be_positive():
+    with pytest.raises(SystemExit, match="repeats"):
+        read_options(nms.Args, ["--repeats=0"], "nms", "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(f"benchmarks.{name}").main(["--help"])
+    assert caught.value.code == 0
+    output = capsys.readouterr().out
+    assert f"python -m benchmarks.{name}" in output
+    assert "--repeats" in output
+
+
+def test_runs_as_a_command(tmp_path):
+    out = tmp_path / "nms.json"
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.nms",
+        "--candidates=50",
+        "--detections=5",
+        "--repeats=1",
+        f"--out={out}",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text(encoding="utf-8"))["results"][0]["candidates"] == 50

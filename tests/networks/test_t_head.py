@@ -1,0 +1,104 @@
+"""T-head: decoding of both anchor types, the inside-out fallback, layer attention, compute types."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tood_jax.networks.t_head import THead
+
+OPTIONS = {"num_classes": 3, "channels": 16, "num_convs": 2, "norm_groups": 4}
+RNG = np.random.default_rng(0)
+LEVELS = tuple(jnp.asarray(RNG.standard_normal((2, s, s + 1, 16)), jnp.float32) for s in (8, 4, 3, 2, 1))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(THead(**OPTIONS).init)(jax.random.key(0), LEVELS)["params"]
+
+
+def with_sides_and_offsets(params, sides, offsets):
+    """Parameters of a head that says these raw sides and these offsets (dy, dx, a side) in every cell."""
+    still = {
+        name: jax.tree.map(jnp.zeros_like, params[name]) | {"bias": jnp.asarray(bias, jnp.float32)}
+        for name, bias in (("reg_sides", sides), ("reg_alignment_1", np.ravel(offsets)))
+    }
+    return params | still
+
+
+def boxes_of(params, **options):
+    return jax.jit(lambda p: THead(**OPTIONS, **options).apply({"params": p}, LEVELS))(params)[0][1]
+
+
+def points(height, width):
+    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
+
+
+def test_outputs(params):
+    outputs = jax.jit(lambda p: THead(**OPTIONS).apply({"params": p}, LEVELS))(params)
+    for features, (scores, boxes) in zip(LEVELS, outputs, strict=True):
+        assert scores.shape == (*features.shape[:3], 3)
+        assert boxes.shape == (*features.shape[:3], 4)
+        np.testing.assert_allclose(scores, 0.01, rtol=0.2)  # the prior
+        assert (boxes[..., 2:] > boxes[..., :2]).all()
+
+
+def test_anchor_free_boxes_are_distances_from_the_point(params):
+    still = with_sides_and_offsets(params, np.log([1, 2, 3, 4]), np.zeros((4, 2)))
+    boxes = boxes_of(still | {"scales": jnp.asarray([2.0, 1, 1, 1, 1])})
+    at = points(8, 9)
+    expected = np.concatenate([at - np.array([2, 4]), at + np.array([6, 8])], axis=-1)
+    np.testing.assert_allclose(boxes, np.broadcast_to(expected, (2, 8, 9, 4)), rtol=1e-5, atol=1e-5)
+
+
+def test_anchor_based_boxes_are_deltas_of_the_anchor(params):
+    still = with_sides_and_offsets(params, [1.0, 0, np.log(2) / 0.2, 0], np.zeros((4, 2)))
+    boxes = boxes_of(still, anchor_type="anchor_based", anchor_scale=4.0)
+    center = points(8, 9) + np.array([0.4, 0])
+    expected = np.concatenate([center - np.array([4, 2]), center + np.array([4, 2])], axis=-1)
+    np.testing.assert_allclose(boxes, np.broadcast_to(expected, (2, 8, 9, 4)), rtol=1e-5, atol=1e-5)
+
+
+def test_sides_are_sampled_each_at_its_own_place(params):
+    """x0 from one row below changes nothing but the border; y1 from one row below grows by 1."""
+    still = with_sides_and_offsets(params, np.zeros(4), [(1, 0), (0, 0), (0, 0), (1, 0)])
+    boxes = boxes_of(still)
+    at = points(8, 9)
+    expected = np.concatenate([at - 1, at + np.array([1, 2])], axis=-1)
+    np.testing.assert_allclose(boxes[:, :-1], np.broadcast_to(expected[:-1], (2, 7, 9, 4)), atol=1e-5)
+
+
+def test_a_box_turned_inside_out_falls_back(params):
+    """x0 from three cells to the right, x1 from three to the left: every box is inside out, or fades at the border."""
+    before = boxes_of(with_sides_and_offsets(params, np.zeros(4), np.zeros((4, 2))))
+    after = boxes_of(with_sides_and_offsets(params, np.zeros(4), [(0, 3), (0, 0), (0, -3), (0, 0)]))
+    np.testing.assert_array_equal(after[:, :, 3:6], before[:, :, 3:6])
+    assert (after[..., 2:] >= after[..., :2]).all()
+
+
+def test_layer_attention_weighs_the_layers(params):
+    """With attention 0 for all layers (σ(−∞)) the classification sees nothing but its biases."""
+    blind = jax.tree.map(jnp.zeros_like, params["cls_decomposition"]["attention_1"])
+    blind["bias"] = blind["bias"] - 200
+    scores = THead(**OPTIONS).apply(
+        {"params": params | {"cls_decomposition": params["cls_decomposition"] | {"attention_1": blind}}}, LEVELS[:1]
+    )[0][0]
+    seeing = THead(**OPTIONS).apply({"params": params}, LEVELS[:1])[0][0]
+    assert float(jnp.abs(scores - seeing).max()) > 0
+    logits = params["cls_logits"]["bias"]
+    spread = scores / scores[..., :1]  # the alignment is common to all classes, so their ratio is that of the biases
+    np.testing.assert_allclose(
+        spread, np.broadcast_to(jnp.sqrt(jax.nn.sigmoid(logits) / jax.nn.sigmoid(logits[0])), spread.shape), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("anchor_type", ["anchor_free", "anchor_based"])
+def test_bfloat16_gives_float32_near_the_float32_ones(params, anchor_type):
+    outputs = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        head = THead(**OPTIONS, anchor_type=anchor_type, dtype=dtype)
+        outputs[dtype] = jax.jit(lambda p, head=head: head.apply({"params": p}, LEVELS))(params)
+    for full, half in zip(jax.tree.leaves(outputs[jnp.float32]), jax.tree.leaves(outputs[jnp.bfloat16]), strict=True):
+        assert half.dtype == jnp.float32
+        assert np.isfinite(half).all()
+        np.testing.assert_allclose(half, full, rtol=0.05, atol=0.05)

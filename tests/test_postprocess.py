@@ -1,0 +1,139 @@
+"""Detections: NMS against golden indices and a plain greedy loop, thresholds, rescaling, clipping, nothing to find."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.golden_models import golden_ops
+from tood_jax.postprocess import detect, nms, select_candidates
+
+SLICES = (slice(0, 4), slice(4, 6))
+
+
+@functools.cache
+def compiled_nms(**options):
+    return jax.jit(functools.partial(nms, **options))
+
+
+def plain_iou(a, b):
+    sides = np.maximum(np.minimum(a[2:], b[:, 2:]) - np.maximum(a[:2], b[:, :2]), 0)
+    intersection = sides[:, 0] * sides[:, 1]
+    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+    return intersection / np.maximum(areas - intersection, np.float32(1e-6))
+
+
+def plain_nms(boxes, scores, labels, threshold, count):
+    """Sort, keep the best, drop what overlaps it, again."""
+    keep, left = [], [i for i in np.argsort(-scores, kind="stable") if scores[i] > 0]
+    while left and len(keep) < count:
+        best = left.pop(0)
+        keep.append(best)
+        overlap = plain_iou(boxes[best], boxes)
+        left = [i for i in left if labels[i] != labels[best] or overlap[i] <= threshold]
+    return keep
+
+
+@pytest.mark.parametrize("threshold", [0.6, 0.5])
+def test_nms_equals_golden(threshold):
+    ops = golden_ops()
+    boxes, scores, labels = ops["nms.boxes"], ops["nms.scores"], ops["nms.labels"].astype(np.int32)
+    keep = np.asarray(compiled_nms(iou_threshold=threshold, max_detections=600)(boxes, scores, labels))
+    golden = ops[f"nms_{threshold}.keep"]
+    np.testing.assert_array_equal(keep[: len(golden)], golden)
+    assert (keep[len(golden) :] == -1).all()
+    best = compiled_nms(iou_threshold=threshold, max_detections=10)(boxes, scores, labels)
+    np.testing.assert_array_equal(best, golden[:10])  # fewer rounds are the head of more
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_nms_equals_a_plain_loop(seed):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 20, (24, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0, 20, (24, 2))], axis=1).astype(np.float32)
+    scores = (rng.integers(0, 12, 24) / 12).astype(np.float32)  # with ties and zeros
+    labels = rng.integers(0, 2, 24).astype(np.int32)
+    keep = np.asarray(compiled_nms(iou_threshold=0.4, max_detections=30)(boxes, scores, labels))
+    keep = keep[keep >= 0]
+    np.testing.assert_array_equal(keep, plain_nms(boxes, scores, labels, 0.4, 30))
+    for i in keep:
+        others = [j for j in keep if j != i and labels[j] == labels[i]]
+        assert (plain_iou(boxes[i], boxes[others]) <= 0.4).all()
+
+
+def test_nms_example_by_hand():
+    """An equal IoU stays; another class stays; what a suppressed box would have suppressed stays."""
+    boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 2], [0, 0, 4, 4], [1, 0, 5, 4], [3, 0, 7, 4]], np.float32)
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5], np.float32)
+    keep = compiled_nms(iou_threshold=0.5, max_detections=5)(boxes, scores, np.array([0, 0, 1, 0, 0], np.int32))
+    np.testing.assert_array_equal(keep, [0, 1, 2, 4, -1])
+
+
+def test_nothing_to_suppress():
+    boxes = np.zeros((3, 4), np.float32)
+    keep = compiled_nms(iou_threshold=0.5, max_detections=2)(boxes, np.zeros(3, np.float32), np.zeros(3, np.int32))
+    np.testing.assert_array_equal(keep, [-1, -1])
+
+
+def test_candidates_are_the_best_pairs_of_each_level():
+    scores = jnp.asarray([[0.9, 0.1], [0.2, 0.8], [0.05, 0.3], [0.7, 0.7], [0.5, 0.0], [0.4, 0.6]])
+    boxes = jnp.arange(24.0).reshape(6, 4)
+    valid = jnp.asarray([True, True, True, False, True, True])
+    found, best, labels = select_candidates(
+        scores, boxes, valid, level_slices=SLICES, score_threshold=0.15, per_level=3
+    )
+    np.testing.assert_allclose(best, [0.9, 0.8, 0.3, 0.6, 0.5, 0.4])
+    np.testing.assert_array_equal(labels, [0, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(found, boxes[jnp.array([0, 1, 2, 5, 4, 5])])
+    _, best, _ = select_candidates(scores, boxes, valid, level_slices=SLICES, score_threshold=0.5, per_level=100)
+    assert best.shape == (8 + 4,)  # clamped to the level's pairs
+    np.testing.assert_allclose(best[best > 0], [0.9, 0.8, 0.6])  # above the threshold, not at it
+
+
+def one_image(**changed):
+    given = {
+        "scores": jnp.asarray([[[0.9, 0.0], [0.8, 0.04], [0.0, 0.7], [0.6, 0.0], [0.3, 0.0], [0.0, 0.2]]]),
+        "boxes": jnp.asarray(
+            [[[0, 0, 8, 8], [0, 0, 8, 7], [-4, 2, 20, 12], [5, 5, 5, 9], [8, 8, 16, 16], [9, 9, 8, 12]]], jnp.float32
+        ),
+        "valid": jnp.ones((1, 6), bool),
+        "sizes": jnp.asarray([[12, 16]]),
+        "scales": jnp.asarray([[2.0, 4.0]]),
+    }
+    return {**given, **changed}
+
+
+def test_detections_are_in_original_pixels():
+    found = detect(**one_image(), level_slices=SLICES, max_detections=5)
+    np.testing.assert_allclose(found.scores, [[0.9, 0.7, 0.3, 0, 0]])
+    np.testing.assert_array_equal(found.labels, [[0, 1, 0, -1, -1]])
+    # x is divided by 4 and y by 2; the second box is suppressed, those without area are gone
+    np.testing.assert_allclose(found.boxes[0, :3], [[0, 0, 2, 4], [-1, 1, 5, 6], [2, 4, 4, 8]])
+    assert not found.boxes[0, 3:].any()
+
+
+def test_clipping():
+    found = detect(**one_image(), level_slices=SLICES, max_detections=3, clip_boxes=True)
+    np.testing.assert_allclose(found.boxes[0], [[0, 0, 2, 4], [0, 1, 4, 6], [2, 4, 4, 6]])
+
+
+@pytest.mark.parametrize("nothing", [{"valid": jnp.zeros((1, 6), bool)}, {"scores": jnp.zeros((1, 6, 2))}])
+def test_no_detection(nothing):
+    found = detect(**one_image(**nothing), level_slices=SLICES, max_detections=4)
+    assert found.boxes.shape == (1, 4, 4)
+    assert not found.boxes.any()
+    assert not found.scores.any()
+    assert (found.labels == -1).all()
+
+
+def test_images_are_independent():
+    a, b = one_image(), one_image(valid=jnp.asarray([[False, True, True, True, True, True]]))
+    both = {key: jnp.concatenate([a[key], b[key]]) for key in a}
+    found = detect(**both, level_slices=SLICES, max_detections=5)
+    for i, one in enumerate((a, b)):
+        alone = detect(**one, level_slices=SLICES, max_detections=5)
+        jax.tree.map(lambda x, y, i=i: np.testing.assert_array_equal(x[i], y[0]), found, alone)

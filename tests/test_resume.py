@@ -1,0 +1,149 @@
+"""Runs that are killed, stopped or broken go on as if nothing had happened (the real train.py, in processes)."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.tiny import tiny_config
+from tood_jax.config import save_config
+from tood_jax.data.synthetic import ShapesConfig, write_shapes
+from tood_jax.training.checkpoints import open_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_COMPARED = ("time", "speed")  # of a line of metrics.jsonl: they tell of the machine, not of the run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "set"
+    write_shapes(folder, ShapesConfig(train_images=12, val_images=5, height=(64, 64), width=(64, 64), seed=3))
+    return folder
+
+
+def start(data, workdir, **train):
+    """train.py on the tiny config, in a process of its own, on one device."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    config = workdir.parent / f"{workdir.name}.json"
+    save_config(tiny_config(data, workdir, **train), config)
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "train.py", "--config", str(config)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process, status=0):
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == status, output
+    return output
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in NOT_COMPARED} for line in lines]
+
+
+def final_state(workdir):
+    checkpoint = open_checkpoint(workdir, "latest")
+    return checkpoint.step, checkpoint.arrays(*checkpoint.groups)
+
+
+def assert_equal_runs(one, other):
+    (step, state), (other_step, other_state) = final_state(one), final_state(other)
+    assert step == other_step
+    jax.tree.map(np.testing.assert_array_equal, state, other_state)
+    assert rows(one) == rows(other)
+
+
+@pytest.fixture(scope="module")
+def unbroken(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    finish(start(data, workdir))
+    return workdir
+
+
+def wait_for_step(workdir, step, process):
+    """Until metrics.jsonl shows this step (it is written every two), or the run has ended."""
+    for _ in range(3000):
+        if process.poll() is not None:
+            return
+        try:
+            if any(row["step"] >= step for row in rows(workdir)):
+                return
+        except (FileNotFoundError, json.JSONDecodeError):
+            pass
+        time.sleep(0.05)
+    raise TimeoutError(step)
+
+
+def test_kill_9_at_a_random_moment(data, unbroken, tmp_path):
+    """SIGKILL, started again: parameters, optimizer, EMA and metrics end bit-identical to the unbroken run."""
+    seed = random.SystemRandom().randrange(1 << 30)
+    dice = random.Random(seed)
+    step, delay = dice.choice([2, 4, 6]), dice.uniform(0, 0.7)
+    print(f"seed {seed}: killed {delay:.2f} s after step {step}")
+    process = start(data, tmp_path / "run")
+    wait_for_step(tmp_path / "run", step, process)
+    time.sleep(delay)
+    process.kill()
+    process.wait()
+    finish(start(data, tmp_path / "run"))
+    assert_equal_runs(tmp_path / "run", unbroken)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(data, unbroken, tmp_path):
+    process = start(data, tmp_path / "run", checkpoint_every_steps=1000)
+    wait_for_step(tmp_path / "run", 2, process)
+    process.send_signal(signal.SIGINT)
+    output = finish(process, status=130)
+    assert "saving, then stopping" in output
+    assert "The same command goes on from there." in output
+    output = finish(start(data, tmp_path / "run", checkpoint_every_steps=1000))
+    assert "Going on from step" in output
+    (_, state), (_, expected) = final_state(tmp_path / "run"), final_state(unbroken)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert rows(tmp_path / "run") == rows(unbroken)
+
+
+def test_a_finished_run_says_so(data, unbroken):
+    output = finish(start(data, unbroken))
+    assert "is trained to its end (step 9)" in output
+
+
+def test_the_run_left_what_it_should(unbroken):
+    assert {"metrics.jsonl", "train.log", "config.json", "checkpoints", "pictures"} <= {p.name for p in unbroken.iterdir()}
+    assert any(p.name.startswith("events.out.tfevents") for p in unbroken.rglob("*"))
+    kinds = [row["kind"] for row in rows(unbroken)]
+    assert kinds.count("eval") == 2  # after epoch 2 and at the end
+    phases = [row["task_aligned"] for row in rows(unbroken) if row["kind"] == "train"]
+    assert phases[0] == 0
+    assert phases[-1] == 1
+    about = open_checkpoint(unbroken, "latest").about
+    assert about["data"] == {"seed": 0, "next_batch": 9}
+    assert [one["name"] for one in about["classes"]] == ["disc", "box", "triangle", "star"]
+
+
+def test_a_non_finite_loss_stops_with_the_step_and_the_evidence(data, tmp_path):
+    workdir = tmp_path / "run"
+    config = tmp_path / "wild.json"
+    save_config(tiny_config(data, workdir), config)
+    command = [sys.executable, "train.py", "--config", str(config), "--optimizer.learning_rate=1e30"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ})
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "gave a non-finite loss" in done.stderr
+    assert "Traceback" not in done.stderr
+    evidence = next(workdir.glob("non_finite_step_*"))
+    step = int(evidence.name.rpartition("_")[2])
+    assert open_checkpoint(workdir, "latest").step == step
+    assert np.load(evidence / "batch.npz")["images"].dtype == np.uint8
+    state = open_checkpoint(workdir, "latest").arrays("params")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))

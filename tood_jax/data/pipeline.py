@@ -1,0 +1,255 @@
+"""Batches by step through Grain: decoding in threads or worker processes, always the same bits.
+
+The Grain source is a list of *batches*, not of images: element s is this process's share of the global batch of step
+s, so a batch can be made anywhere and in any order. No JAX here: the workers never touch a device.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+
+from tood_jax.config import DataConfig
+from tood_jax.data.batching import FILLER, BatchPlan, Row, TrainPlan, evaluation_plan
+from tood_jax.data.coco import CocoSet, ImageRecord
+from tood_jax.data.decode import decode_image
+from tood_jax.data.errors import BrokenImageError, DataError
+from tood_jax.data.transforms import flip_horizontal, flip_vertical, resize, scale_boxes
+from tood_jax.types import Batch
+
+_SHOWN = 5  # broken files named in a summary
+
+
+class Sample(NamedTuple):
+    """One image ready for its canvas."""
+
+    image: np.ndarray  # [h, w, 3] uint8
+    scale: np.ndarray  # [2] float32 (y, x)
+    boxes: np.ndarray  # [n, 4] float32 xyxy, canvas pixels
+    labels: np.ndarray  # [n] int32
+
+
+@dataclass
+class DataCounts:
+    """What the pipeline had to leave out so far."""
+
+    truncated_objects: int = 0
+    truncated_images: int = 0
+    broken: Counter = field(default_factory=Counter)  # reason → how often
+
+    def add(self, other: "DataCounts") -> None:
+        self.truncated_objects += other.truncated_objects
+        self.truncated_images += other.truncated_images
+        self.broken += other.broken
+
+    def summary(self) -> str:
+        """What happened, in a sentence a kind; empty if nothing did."""
+        lines = []
+        if self.truncated_objects:
+            lines.append(
+                f"{self.truncated_objects} objects of {self.truncated_images} images exceeded data.max_objects and were left out; "
+                "raise it to keep them."
+            )
+        if self.broken:
+            named = "; ".join(list(self.broken)[:_SHOWN])
+            lines.append(f"{sum(self.broken.values())} readings of {len(self.broken)} broken images were skipped: {named}")
+        return " ".join(lines)
+
+
+class BatchStream:
+    """Iterator over this process's rows of the batches.
+
+    Attributes:
+        counts: what was left out in the batches taken so far.
+        waiting_seconds: time spent in `next` so far.
+    """
+
+    def __init__(self, iterator: Iterator[Any], length: int):
+        self._iterator = iterator
+        self._left = length
+        self.counts = DataCounts()
+        self.waiting_seconds = 0.0
+
+    def __iter__(self) -> "BatchStream":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._left == 0:
+            raise StopIteration
+        start = time.perf_counter()
+        made = next(self._iterator)
+        self.waiting_seconds += time.perf_counter() - start
+        if isinstance(made, str):  # an error, brought here as text: exceptions of workers arrive mangled
+            raise BrokenImageError(made)
+        self._left -= 1
+        batch, counts = made
+        self.counts.add(counts)
+        return batch
+
+    def close(self) -> None:
+        """Ends the threads and worker processes."""
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+
+
+class _BatchSource:
+    """Element i: the batch of position `start + i`, or the text of an error."""
+
+    def __init__(self, plan_of: Callable[[int], BatchPlan], make: "BatchMaker", start: int, length: int):
+        self._plan_of, self._make, self._start, self._length = plan_of, make, start, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, position: Any) -> tuple[Batch, DataCounts] | str:
+        try:
+            return self._make(self._plan_of(self._start + int(position)))
+        except DataError as error:
+            return str(error)
+
+
+def train_batches(
+    dataset: CocoSet,
+    data: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchStream:
+    """Batches of steps start_step … start_step + num_steps − 1; `batch_size` is global, the rows are this process's."""
+    plan = TrainPlan(_sizes(dataset), data, batch_size, seed)
+    make = BatchMaker(dataset.images, data, _share(batch_size, process_index, process_count), replace_broken=True)
+    return _stream(_BatchSource(plan.batch, make, start_step, num_steps), data)
+
+
+def eval_batches(
+    dataset: CocoSet, data: DataConfig, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> BatchStream:
+    """Every image exactly once over all processes, unflipped; rows that only fill a batch have index -1."""
+    plans = evaluation_plan(_sizes(dataset), data, batch_size)
+    make = BatchMaker(dataset.images, data, _share(batch_size, process_index, process_count), replace_broken=False)
+    return _stream(_BatchSource(plans.__getitem__, make, 0, len(plans)), data)
+
+
+class BatchMaker:
+    """Makes the rows of a batch from its plan.
+
+    Args:
+        share: which rows of the global batch are made.
+        replace_broken: with data.broken_images = "skip", a broken image's row takes the next image that decodes
+            (training), or becomes a filler (evaluation).
+    """
+
+    def __init__(self, images: tuple[ImageRecord, ...], data: DataConfig, share: slice, replace_broken: bool):
+        self._images, self._data, self._share, self._replace = images, data, share, replace_broken
+
+    def __call__(self, plan: BatchPlan) -> tuple[Batch, DataCounts]:
+        rows = plan.rows[self._share]
+        counts = DataCounts()
+        batch = empty_batch(len(rows), plan.canvas, self._data.max_objects)
+        for position, row in enumerate(rows):
+            if row.index == FILLER:
+                continue
+            found = self._sample(row, plan.canvas, counts)
+            if found is not None:
+                _put(batch, position, *found, counts)
+        return batch, counts
+
+    def _sample(self, row: Row, canvas: tuple[int, int], counts: DataCounts) -> tuple[int, Sample] | None:
+        for offset in range(len(self._images)):
+            index = (row.index + offset) % len(self._images)
+            try:
+                sample = load_sample(self._images[index], row, canvas)
+            except BrokenImageError as error:
+                if self._data.broken_images == "fail":
+                    raise BrokenImageError(f"{error} Or leave such images out with data.broken_images=skip.") from None
+                counts.broken[str(error)] += 1
+                if not self._replace:
+                    return None
+                continue
+            return index, sample
+        raise DataError("Not one image of the set can be decoded.")
+
+
+def load_sample(record: ImageRecord, row: Row, canvas: tuple[int, int]) -> Sample:
+    """Decode, resize and flip one image as its row says."""
+    image = decode_image(record.path, (record.height, record.width))
+    # A stand-in for a broken image has a shape of its own: it keeps its ratio inside the row's size.
+    factor = min(row.size[0] / record.height, row.size[1] / record.width)
+    exact = (round(record.height * factor), round(record.width * factor))
+    size = row.size if max(abs(exact[0] - row.size[0]), abs(exact[1] - row.size[1])) <= 1 else exact
+    size = (max(1, min(size[0], canvas[0])), max(1, min(size[1], canvas[1])))
+    scale = np.asarray([size[0] / record.height, size[1] / record.width], np.float32)
+    image, boxes = resize(image, size), scale_boxes(record.boxes, scale)
+    if row.flip:
+        image, boxes = flip_horizontal(image, boxes)
+    if row.vertical_flip:
+        image, boxes = flip_vertical(image, boxes)
+    return Sample(image, scale, boxes, record.labels)
+
+
+def empty_batch(rows: int, canvas: tuple[int, int], max_objects: int) -> Batch:
+    """Filler rows only; their sizes are valid, so that nothing divides by zero."""
+    return Batch(
+        images=np.zeros((rows, *canvas, 3), np.uint8),
+        sizes=np.full((rows, 2), 32, np.int32),
+        scales=np.ones((rows, 2), np.float32),
+        gt_boxes=np.zeros((rows, max_objects, 4), np.float32),
+        gt_labels=np.zeros((rows, max_objects), np.int32),
+        gt_mask=np.zeros((rows, max_objects), bool),
+        image_indices=np.full(rows, FILLER, np.int32),
+    )
+
+
+def _put(batch: Batch, position: int, index: int, sample: Sample, counts: DataCounts) -> None:
+    """Write a sample into its row; of too many objects the largest stay."""
+    boxes, labels = sample.boxes, sample.labels
+    limit = batch.gt_mask.shape[1]
+    if len(labels) > limit:
+        counts.truncated_objects += len(labels) - limit
+        counts.truncated_images += 1
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        largest = np.sort(np.argsort(-area, kind="stable")[:limit])
+        boxes, labels = boxes[largest], labels[largest]
+    height, width = sample.image.shape[:2]
+    batch.images[position, :height, :width] = sample.image
+    batch.sizes[position] = height, width
+    batch.scales[position] = sample.scale
+    batch.gt_boxes[position, : len(labels)] = boxes
+    batch.gt_labels[position, : len(labels)] = labels
+    batch.gt_mask[position, : len(labels)] = True
+    batch.image_indices[position] = index
+
+
+def _sizes(dataset: CocoSet) -> np.ndarray:
+    return np.asarray([(one.height, one.width) for one in dataset.images], np.int64)
+
+
+def _share(batch_size: int, process_index: int, process_count: int) -> slice:
+    if batch_size % process_count:
+        raise DataError(f"A batch of {batch_size} images can't be shared by {process_count} processes: choose a multiple.")
+    rows = batch_size // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
+def _stream(source: _BatchSource, data: DataConfig) -> BatchStream:
+    dataset = grain.MapDataset.source(source)
+    options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(1, data.prefetch_batches))
+    iterable = dataset.to_iter_dataset(options)
+    if data.workers:
+        if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's flags, which nobody has parsed here
+            flags.FLAGS.mark_as_parsed()
+        per_worker = max(1, data.prefetch_batches // data.workers)
+        iterable = iterable.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=per_worker)
+        )
+    return BatchStream(iter(iterable), len(source))
