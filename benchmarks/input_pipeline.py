@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -82,18 +83,17 @@ def processor_seconds() -> float:
 
 def measure(dataset: CocoSet, data: DataConfig, batch: int, num_batches: int, seed: int) -> dict[str, Any]:
     """Start a pipeline, let it run in, and time `num_batches` batches; as much is under way at the end as at first."""
-    run_in = 2
+    run_in = 2 + data.workers
     start = time.perf_counter()
-    feed = train_batches(
+    batches = train_batches(
         dataset,
         data,
         batch_size=batch,
         seed=seed,
         start_step=0,
-        num_steps=run_in + num_batches + 4 * (data.prefetch_batches + max(1, data.workers)),
+        num_steps=run_in + num_batches + 2 * data.prefetch_batches * max(1, data.workers),
     )
-    batches = iter(feed)
-    try:
+    with contextlib.closing(batches):
         first = next(batches)
         start_seconds = time.perf_counter() - start
         for _ in range(run_in - 1):
@@ -102,10 +102,6 @@ def measure(dataset: CocoSet, data: DataConfig, batch: int, num_batches: int, se
         for _ in range(num_batches):
             next(batches)
         seconds, processor = time.perf_counter() - start, processor_seconds() - processor
-    finally:
-        for one in (batches, feed):
-            if hasattr(one, "close"):
-                one.close()
     return {
         "start_seconds": start_seconds,
         "seconds": seconds,
@@ -168,7 +164,8 @@ def main(argv: Sequence[str] | None = None) -> Report:
             for r in results
         ],
     )
-    return finish_report(report, args, results=results)
+    file_bytes = [Path(record.path).stat().st_size for record in dataset.images]
+    return finish_report(report, args, mean_file_bytes=sum(file_bytes) / len(file_bytes), results=results)
 
 
 if __name__ == "__main__":

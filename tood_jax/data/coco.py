@@ -119,7 +119,9 @@ def load_coco(split: SplitConfig) -> CocoSet:
 
 def _read_json(file: Path, folder: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise DataError(f"There is no annotation file {file or '(empty name)'}: set data.*.annotations to a COCO instances JSON.")
+        raise DataError(
+            f"There is no annotation file {file or '(empty name)'}: set data.*.annotations to a COCO instances JSON."
+        )
     if not folder.is_dir():
         raise DataError(f"There is no image folder {folder}: set data.*.images to the folder of the images of {file}.")
     try:
@@ -127,10 +129,14 @@ def _read_json(file: Path, folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{file} is not JSON ({error}): give a COCO instances JSON.") from None
     if not isinstance(raw, dict):
-        raise DataError(f"{file} holds a JSON {type(raw).__name__}, not COCO's object with images, annotations, categories.")
+        raise DataError(
+            f"{file} holds a JSON {type(raw).__name__}, not COCO's object with images, annotations, categories."
+        )
     for name in ("images", "annotations", "categories"):
         if not isinstance(raw.get(name), list):
-            raise DataError(f"{file} has no list {name!r}: it must be a COCO instances file (images, annotations, categories).")
+            raise DataError(
+                f"{file} has no list {name!r}: it must be a COCO instances file (images, annotations, categories)."
+            )
     for name in ("images", "categories"):
         if not raw[name]:
             raise DataError(f"{file}: the list {name!r} is empty, so there is nothing to learn or to evaluate.")
@@ -144,7 +150,9 @@ def _classes(raw: Mapping[str, Any], file: Path) -> tuple[ClassInfo, ...]:
         if not isinstance(id_, int) or isinstance(id_, bool):
             raise DataError(f"{file}: categories: {one!r} has no integer 'id'.")
         if id_ in found:
-            raise DataError(f"{file}: categories: id {id_} is there twice ({found[id_]!r} and {one.get('name')!r}); ids must differ.")
+            raise DataError(
+                f"{file}: categories: id {id_} is there twice ({found[id_]!r} and {one.get('name')!r}); ids must differ."
+            )
         found[id_] = str(one.get("name", id_))
     return tuple(ClassInfo(id_, found[id_]) for id_ in sorted(found))
 
@@ -156,7 +164,9 @@ def _images(raw: Mapping[str, Any], file: Path, folder: Path, report: LoadReport
         if id_ is None or isinstance(id_, (list, dict, float)) or not isinstance(name, str) or not name:
             raise DataError(f"{file}: images: {str(one)[:120]} needs an 'id' (number or text) and a 'file_name'.")
         if id_ in images:
-            raise DataError(f"{file}: images: id {id_!r} is there twice ({images[id_][0].name} and {name}); ids must differ.")
+            raise DataError(
+                f"{file}: images: id {id_!r} is there twice ({images[id_][0].name} and {name}); ids must differ."
+            )
         path = folder / name
         if not images and not path.is_file():
             raise DataError(
@@ -186,7 +196,9 @@ def _annotations(
     seen: set[Any] = set()
     for position, one in enumerate(raw["annotations"]):
         if not isinstance(one, dict) or "bbox" not in one:
-            raise DataError(f"{file}: annotations: entry {position} has no 'bbox'; this must be an instances file, not captions.")
+            raise DataError(
+                f"{file}: annotations: entry {position} has no 'bbox'; this must be an instances file, not captions."
+            )
         image = images.get(one.get("image_id")) if not isinstance(one.get("image_id"), (list, dict)) else None
         name = f"annotation {one.get('id', position)}"
         if image is None:
@@ -198,7 +210,9 @@ def _annotations(
             )
         box = _numbers(one["bbox"])
         if box is None:
-            raise DataError(f"{file}: {name}: 'bbox' must be four finite numbers [x, y, width, height], not {str(one['bbox'])[:80]}.")
+            raise DataError(
+                f"{file}: {name}: 'bbox' must be four finite numbers [x, y, width, height], not {str(one['bbox'])[:80]}."
+            )
         clipped = _clip(box, image[1], image[2])
         if clipped is None:
             report.note("boxes without area or outside the image dropped", f"{name} in {image[0].name}")

@@ -9,9 +9,9 @@ import numpy as np
 from tood_jax.data.errors import BrokenImageError
 
 cv2.setNumThreads(0)  # images are decoded side by side; threads within one only get in the way
-if hasattr(cv2, "setLogLevel"):
-    cv2.setLogLevel(0)  # what is wrong with a file is said here, once
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong with a file is said here, once
 
+MAX_PIXELS = 200_000_000  # a JPEG or PNG that promises more is refused unread: a few kB can fill the memory
 _RAW = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
@@ -49,22 +49,55 @@ def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BrokenImageError(f"{path} can't be read ({error.strerror or error}): restore the file or remove its entry.") from None
+        raise BrokenImageError(
+            f"{path} can't be read ({error.strerror or error}): restore the file or remove its entry."
+        ) from None
     if not data:
         raise BrokenImageError(f"{path} is empty: restore the file or remove its entry.")
     # OpenCV decodes the first half of a torn file without a word, and leaves the rest grey.
-    torn_jpeg = data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
-    torn_png = data[:4] == b"\x89PNG" and b"IEND" not in data[-64:]
-    if torn_jpeg or torn_png:
+    pixels, whole = _jpeg_header(data) if data[:2] == b"\xff\xd8" else _png_header(data)
+    if pixels > MAX_PIXELS:
+        raise BrokenImageError(
+            f"{path} has {pixels / 1e6:.0f} million pixels, more than the {MAX_PIXELS // 1_000_000} million that are "
+            "decoded: make it smaller or remove its entry."
+        )
+    if not whole:
         raise BrokenImageError(f"{path} is truncated: restore the file or remove its entry.")
     return data
+
+
+def _jpeg_header(data: bytes) -> tuple[int, bool]:
+    """(pixels the header promises or 0, whether the picture's end is there).
+
+    The end is looked for behind the start of the first scan: a thumbnail in the header has an end of its own, and
+    cameras append films and the like to the picture.
+    """
+    pixels, position = 0, 2
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xDA:  # start of scan
+            break
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            pixels = int.from_bytes(data[position + 5 : position + 7]) * int.from_bytes(data[position + 7 : position + 9])
+        position += 2 + int.from_bytes(data[position + 2 : position + 4])
+    return pixels, data.find(b"\xff\xd9", position) >= 0
+
+
+def _png_header(data: bytes) -> tuple[int, bool]:
+    """The same of a PNG; (0, True) for any other format, of which OpenCV judges."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        return 0, True
+    return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]), b"IEND" in data[-64:]
 
 
 def _decode(path: str | os.PathLike[str], data: bytes, flags: int) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        reason = "more than 200 million pixels" if "PIXELS" in str(error).upper() else "damaged"
+        reason = "too many pixels" if "PIXELS" in str(error).upper() else "damaged"
         raise BrokenImageError(f"{path} can't be decoded ({reason}): replace the file or remove its entry.") from None
     if image is None:
         raise BrokenImageError(f"{path} is not an image that can be decoded: replace the file or remove its entry.")

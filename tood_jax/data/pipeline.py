@@ -52,12 +52,14 @@ class DataCounts:
         lines = []
         if self.truncated_objects:
             lines.append(
-                f"{self.truncated_objects} objects of {self.truncated_images} images exceeded data.max_objects and were left out; "
-                "raise it to keep them."
+                f"{self.truncated_objects} objects of {self.truncated_images} images exceeded data.max_objects "
+                "and were left out; raise it to keep them."
             )
         if self.broken:
             named = "; ".join(list(self.broken)[:_SHOWN])
-            lines.append(f"{sum(self.broken.values())} readings of {len(self.broken)} broken images were skipped: {named}")
+            lines.append(
+                f"{sum(self.broken.values())} readings of {len(self.broken)} broken images were skipped: {named}"
+            )
         return " ".join(lines)
 
 
@@ -168,7 +170,7 @@ class BatchMaker:
         for offset in range(len(self._images)):
             index = (row.index + offset) % len(self._images)
             try:
-                sample = load_sample(self._images[index], row, canvas)
+                sample = load_sample(self._images[index], row, canvas, stand_in=offset > 0)
             except BrokenImageError as error:
                 if self._data.broken_images == "fail":
                     raise BrokenImageError(f"{error} Or leave such images out with data.broken_images=skip.") from None
@@ -180,14 +182,17 @@ class BatchMaker:
         raise DataError("Not one image of the set can be decoded.")
 
 
-def load_sample(record: ImageRecord, row: Row, canvas: tuple[int, int]) -> Sample:
-    """Decode, resize and flip one image as its row says."""
+def load_sample(record: ImageRecord, row: Row, canvas: tuple[int, int], stand_in: bool = False) -> Sample:
+    """Decode, resize and flip one image as its row says.
+
+    Args:
+        stand_in: the row was planned for another image, a broken one; this one keeps its own ratio inside that size.
+    """
     image = decode_image(record.path, (record.height, record.width))
-    # A stand-in for a broken image has a shape of its own: it keeps its ratio inside the row's size.
-    factor = min(row.size[0] / record.height, row.size[1] / record.width)
-    exact = (round(record.height * factor), round(record.width * factor))
-    size = row.size if max(abs(exact[0] - row.size[0]), abs(exact[1] - row.size[1])) <= 1 else exact
-    size = (max(1, min(size[0], canvas[0])), max(1, min(size[1], canvas[1])))
+    size = row.size
+    if stand_in:
+        factor = min(row.size[0] / record.height, row.size[1] / record.width)
+        size = (max(1, round(record.height * factor)), max(1, round(record.width * factor)))
     scale = np.asarray([size[0] / record.height, size[1] / record.width], np.float32)
     image, boxes = resize(image, size), scale_boxes(record.boxes, scale)
     if row.flip:
@@ -236,7 +241,9 @@ def _sizes(dataset: CocoSet) -> np.ndarray:
 
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:
     if batch_size % process_count:
-        raise DataError(f"A batch of {batch_size} images can't be shared by {process_count} processes: choose a multiple.")
+        raise DataError(
+            f"A batch of {batch_size} images can't be shared by {process_count} processes: choose a multiple."
+        )
     rows = batch_size // process_count
     return slice(process_index * rows, (process_index + 1) * rows)
 

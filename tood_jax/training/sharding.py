@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tood_jax.config import ConfigError
 from tood_jax.types import Batch
 
 
@@ -27,11 +28,11 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """This process's rows of a global batch to the devices; the result is the global batch.
 
     Raises:
-        ValueError: if the devices don't divide the global batch.
+        ConfigError: if the devices don't divide the global batch.
     """
     rows = batch.images.shape[0] * jax.process_count()
     if rows % mesh.size:
-        raise ValueError(
+        raise ConfigError(
             f"A batch of {rows} images can't be split evenly over {mesh.size} devices: "
             f"choose train.batch_size and train.eval_batch_size as multiples of {mesh.size}."
         )
