@@ -123,7 +123,9 @@ def test_a_finished_run_says_so(data, unbroken):
 
 
 def test_the_run_left_what_it_should(unbroken):
-    assert {"metrics.jsonl", "train.log", "config.json", "checkpoints", "pictures"} <= {p.name for p in unbroken.iterdir()}
+    assert {"metrics.jsonl", "train.log", "config.json", "checkpoints", "pictures"} <= {
+        p.name for p in unbroken.iterdir()
+    }
     assert any(p.name.startswith("events.out.tfevents") for p in unbroken.rglob("*"))
     kinds = [row["kind"] for row in rows(unbroken)]
     assert kinds.count("eval") == 2  # after epoch 2 and at the end

@@ -37,7 +37,9 @@ def tiny_config(data: Path, workdir: Path, **train) -> Config:
             buckets=((IMAGE_SIDE, IMAGE_SIDE),),
             max_objects=8,
         ),
-        optimizer=OptimizerConfig(learning_rate=0.02, learning_rate_batch=4, warmup_steps=2, step_epochs=(2,), ema_decay=0.9),
+        optimizer=OptimizerConfig(
+            learning_rate=0.02, learning_rate_batch=4, warmup_steps=2, step_epochs=(2,), ema_decay=0.9
+        ),
         train=TrainConfig(
             **{
                 "epochs": 3,

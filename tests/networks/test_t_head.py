@@ -80,10 +80,9 @@ def test_layer_attention_weighs_the_layers(params):
     """With attention 0 for all layers (σ(−∞)) the classification sees nothing but its biases."""
     blind = jax.tree.map(jnp.zeros_like, params["cls_decomposition"]["attention_1"])
     blind["bias"] = blind["bias"] - 200
-    scores = THead(**OPTIONS).apply(
-        {"params": params | {"cls_decomposition": params["cls_decomposition"] | {"attention_1": blind}}}, LEVELS[:1]
-    )[0][0]
-    seeing = THead(**OPTIONS).apply({"params": params}, LEVELS[:1])[0][0]
+    blinded = params | {"cls_decomposition": params["cls_decomposition"] | {"attention_1": blind}}
+    apply = jax.jit(lambda p: THead(**OPTIONS).apply({"params": p}, LEVELS[:1])[0][0])
+    scores, seeing = apply(blinded), apply(params)
     assert float(jnp.abs(scores - seeing).max()) > 0
     logits = params["cls_logits"]["bias"]
     spread = scores / scores[..., :1]  # the alignment is common to all classes, so their ratio is that of the biases

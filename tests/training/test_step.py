@@ -76,7 +76,9 @@ def test_a_non_finite_step_changes_nothing(one):
 def test_average_follows_the_weights(one):
     state, _ = one.run(2, random_batch(8))
     start = one.state()
-    between = jax.tree.map(lambda e, a, b: bool(jnp.all((e - a) * (e - b) <= 1e-9)), state.ema, start.params, state.params)
+    between = jax.tree.map(
+        lambda e, a, b: bool(jnp.all((e - a) * (e - b) <= 1e-9)), state.ema, start.params, state.params
+    )
     assert all(jax.tree.leaves(between))
     assert state.eval_params is state.ema
 

@@ -40,9 +40,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         mesh = make_mesh()
         detect_step = compile_detect_step(trained.model, config, mesh)
-        metrics, found, results = evaluate_set(
-            detect_step, trained.params, trained.batch_stats, dataset, config, mesh
-        )
+        metrics, found, results = evaluate_set(detect_step, trained.params, trained.batch_stats, dataset, config, mesh)
         print(f"Step {checkpoint.step} of {args.checkpoint}, {len(found)} images of {config.data.val.annotations}:")
         print(format_table(metrics, [one.name for one in dataset.classes]))
         out = Path(args.out) if args.out else checkpoint.folder.parent.parent / f"{checkpoint.step}.results.json"

@@ -68,11 +68,8 @@ class TrainPlan:
         self.epoch_steps = steps_per_epoch(len(self._sizes), batch_size)
         self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
 
-    def __getstate__(self):
-        return self._sizes, self._data, self._batch_size, self._seed
-
-    def __setstate__(self, state):
-        self.__init__(*state)
+    def __reduce__(self) -> tuple[type["TrainPlan"], tuple[np.ndarray, DataConfig, int, int]]:
+        return TrainPlan, (self._sizes, self._data, self._batch_size, self._seed)  # the cache stays behind
 
     def batch(self, step: int) -> BatchPlan:
         """The global batch of a step (0, 1, …, over all epochs)."""

@@ -151,7 +151,8 @@ def _classes(raw: Mapping[str, Any], file: Path) -> tuple[ClassInfo, ...]:
             raise DataError(f"{file}: categories: {one!r} has no integer 'id'.")
         if id_ in found:
             raise DataError(
-                f"{file}: categories: id {id_} is there twice ({found[id_]!r} and {one.get('name')!r}); ids must differ."
+                f"{file}: categories: id {id_} is there twice ({found[id_]!r} and {one.get('name')!r}); "
+                "ids must differ."
             )
         found[id_] = str(one.get("name", id_))
     return tuple(ClassInfo(id_, found[id_]) for id_ in sorted(found))
@@ -170,7 +171,8 @@ def _images(raw: Mapping[str, Any], file: Path, folder: Path, report: LoadReport
         path = folder / name
         if not images and not path.is_file():
             raise DataError(
-                f"{path}, the first image of {file}, does not exist: set data.*.images to the folder that 'file_name' starts from."
+                f"{path}, the first image of {file}, does not exist: set data.*.images to the folder that 'file_name' "
+                "starts from."
             )
         width, height = one.get("width"), one.get("height")
         if not _is_length(width) or not _is_length(height):
@@ -193,7 +195,7 @@ def _annotations(
 ) -> list[dict[str, Any]]:
     """Annotations that can be used, clipped to their images and complete."""
     kept: list[dict[str, Any]] = []
-    seen: set[Any] = set()
+    seen: set[str] = set()
     for position, one in enumerate(raw["annotations"]):
         if not isinstance(one, dict) or "bbox" not in one:
             raise DataError(
@@ -204,14 +206,16 @@ def _annotations(
         if image is None:
             report.note("annotations of unknown images dropped", f"{name}, image_id {one.get('image_id')!r}")
             continue
-        if one.get("category_id") not in label_of:
+        category = one.get("category_id")
+        if isinstance(category, (list, dict)) or category not in label_of:
             raise DataError(
-                f"{file}: {name} has category_id {one.get('category_id')!r}, which 'categories' doesn't list; add it there."
+                f"{file}: {name} has category_id {category!r}, which 'categories' doesn't list; add it there."
             )
         box = _numbers(one["bbox"])
         if box is None:
             raise DataError(
-                f"{file}: {name}: 'bbox' must be four finite numbers [x, y, width, height], not {str(one['bbox'])[:80]}."
+                f"{file}: {name}: 'bbox' must be four finite numbers [x, y, width, height], "
+                f"not {str(one['bbox'])[:80]}."
             )
         clipped = _clip(box, image[1], image[2])
         if clipped is None:
@@ -228,9 +232,10 @@ def _annotations(
         if not isinstance(area, (int, float)) or not math.isfinite(area):
             report.note("missing 'area' taken from the box", name)
             area = clipped[2] * clipped[3]
-        if one.get("id") in seen:
+        own_id = str(one.get("id"))
+        if own_id in seen:
             report.note("duplicate annotation ids numbered anew", name)
-        seen.add(one.get("id"))
+        seen.add(own_id)
         kept.append(
             {
                 "id": len(kept) + 1,  # COCO's evaluation needs them unique and takes 0 for "not matched"

@@ -81,7 +81,8 @@ def _jpeg_header(data: bytes) -> tuple[int, bool]:
             position += 1
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
-            pixels = int.from_bytes(data[position + 5 : position + 7]) * int.from_bytes(data[position + 7 : position + 9])
+            height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
+            pixels = int.from_bytes(height) * int.from_bytes(width)
         position += 2 + int.from_bytes(data[position + 2 : position + 4])
     return pixels, data.find(b"\xff\xd9", position) >= 0
 

@@ -161,16 +161,16 @@ class BatchMaker:
         for position, row in enumerate(rows):
             if row.index == FILLER:
                 continue
-            found = self._sample(row, plan.canvas, counts)
+            found = self._sample(row, counts)
             if found is not None:
                 _put(batch, position, *found, counts)
         return batch, counts
 
-    def _sample(self, row: Row, canvas: tuple[int, int], counts: DataCounts) -> tuple[int, Sample] | None:
+    def _sample(self, row: Row, counts: DataCounts) -> tuple[int, Sample] | None:
         for offset in range(len(self._images)):
             index = (row.index + offset) % len(self._images)
             try:
-                sample = load_sample(self._images[index], row, canvas, stand_in=offset > 0)
+                sample = load_sample(self._images[index], row, stand_in=offset > 0)
             except BrokenImageError as error:
                 if self._data.broken_images == "fail":
                     raise BrokenImageError(f"{error} Or leave such images out with data.broken_images=skip.") from None
@@ -182,7 +182,7 @@ class BatchMaker:
         raise DataError("Not one image of the set can be decoded.")
 
 
-def load_sample(record: ImageRecord, row: Row, canvas: tuple[int, int], stand_in: bool = False) -> Sample:
+def load_sample(record: ImageRecord, row: Row, stand_in: bool = False) -> Sample:
     """Decode, resize and flip one image as its row says.
 
     Args:

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -119,7 +120,8 @@ def _check(config: ShapesConfig) -> None:
 def _write_split(folder: Path, split: str, split_number: int, count: int, config: ShapesConfig) -> None:
     (folder / split).mkdir()
     (folder / "annotations").mkdir(exist_ok=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in range(1, count + 1):
         image, objects = draw_image(config, split_number, number)
         name = f"{number:06d}.jpg"
@@ -202,7 +204,7 @@ def _rasterize(outline: np.ndarray, height: int, width: int) -> tuple[np.ndarray
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A muted background [h, w, 3] float32 0–255: gradient, cloudy noise, soft blobs, thin lines."""
     base = _color(rng, saturation=(0.0, 0.45), value=(0.25, 0.85))
-    canvas = np.broadcast_to(base, (height, width, 3)).astype(np.float32).copy()
+    canvas: np.ndarray = np.broadcast_to(base, (height, width, 3)).astype(np.float32).copy()
     canvas += _lighting(rng, height, width)[..., None] * 60 - 60
     for cells, strength in ((3, 22), (9, 12), (40, 7)):
         canvas += rng.uniform(0.3, 1) * strength * _cloud(rng, height, width, cells, channels=3)

@@ -67,8 +67,14 @@ def canvas_pyramid(batch: Batch) -> Pyramid:
 
 
 def assign(
-    pred: Predictions, batch: Batch, cells: Pyramid, valid: Bool[Array, "b n"], aligned: Any, *,
-    learning: LearningConfig, anchor_scale: float,
+    pred: Predictions,
+    batch: Batch,
+    cells: Pyramid,
+    valid: Bool[Array, "b n"],
+    aligned: Any,
+    *,
+    learning: LearningConfig,
+    anchor_scale: float,
 ) -> Assignment:
     """Task-aligned assignment where `aligned` is true, ATSS (the warm-up) where it is false; constants to autodiff."""
 

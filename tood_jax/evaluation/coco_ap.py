@@ -64,7 +64,7 @@ class CocoMetrics:
 
 def coco_results(
     detections: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    image_ids: Sequence[int],
+    image_ids: Sequence[Any],
     category_ids: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Detections as COCO's list of results.

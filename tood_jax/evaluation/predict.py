@@ -1,7 +1,7 @@
 """Run a model over a data set and bring its detections to the host."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ def compile_detect_step(model: Tood, config: Config, mesh: Mesh) -> DetectStep:
 
     def step(params, batch_stats, batch):
         images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
-        pred = model.apply({"params": params, "batch_stats": batch_stats}, images)
+        pred: Any = model.apply({"params": params, "batch_stats": batch_stats}, images)
         return tood_detections(pred, batch, config.detect), batch.image_indices
 
     everywhere = replicated(mesh)

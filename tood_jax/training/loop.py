@@ -89,7 +89,9 @@ def train(config: Config, *, model: Tood, train_set: CocoSet, mesh: Mesh, log: R
         metrics = about.get("metrics")
 
         def save() -> None:
-            store.save(step, state, _about(config, train_set, step, unlogged), metrics if plan.evaluates_at(step) else None)
+            store.save(
+                step, state, _about(config, train_set, step, unlogged), metrics if plan.evaluates_at(step) else None
+            )
 
         if plan.evaluates_at(step) and metrics is None:  # it was stopped between this step and its evaluation
             metrics = evaluate(state, step)
@@ -149,7 +151,12 @@ class Pace:
 
 
 def _restore_or_init(
-    config: Config, model: Tood, optimizer: optax.GradientTransformation, mesh: Mesh, store: CheckpointStore, log: RunLog
+    config: Config,
+    model: Tood,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    store: CheckpointStore,
+    log: RunLog,
 ) -> tuple[TrainState, int, dict[str, Any]]:
     """(state, step, about): the newest whole checkpoint, or the beginning."""
     keep_ema = config.optimizer.ema_decay is not None
@@ -266,8 +273,8 @@ def _keep_evidence(folder: Path, step: int, row: Row, batch: Batch) -> str:
     np.savez_compressed(evidence / "batch.npz", **batch._asdict())
     (evidence / "metrics.json").write_text(json.dumps({name: str(value) for name, value in row.items()}, indent=1))
     return (
-        f"Step {step} gave a non-finite {', '.join(bad)}. The weights before it are saved in {folder}/checkpoints/{step}, "
-        f"its batch and numbers in {evidence}. Usual causes: a learning rate too high (optimizer.learning_rate), no "
+        f"Step {step} gave a non-finite {', '.join(bad)}. "
+        f"The weights before it are saved in {folder}/checkpoints/{step}, its batch and numbers in {evidence}. Usual causes: a learning rate too high (optimizer.learning_rate), no "
         "clipping (optimizer.clip_norm=10), or broken boxes in the annotations."
     )
 
