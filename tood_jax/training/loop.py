@@ -273,9 +273,9 @@ def _keep_evidence(folder: Path, step: int, row: Row, batch: Batch) -> str:
     np.savez_compressed(evidence / "batch.npz", **batch._asdict())
     (evidence / "metrics.json").write_text(json.dumps({name: str(value) for name, value in row.items()}, indent=1))
     return (
-        f"Step {step} gave a non-finite {', '.join(bad)}. "
-        f"The weights before it are saved in {folder}/checkpoints/{step}, its batch and numbers in {evidence}. Usual causes: a learning rate too high (optimizer.learning_rate), no "
-        "clipping (optimizer.clip_norm=10), or broken boxes in the annotations."
+        f"Step {step} gave a non-finite {', '.join(bad)}. The weights before it are saved in "
+        f"{folder}/checkpoints/{step}, its batch and numbers in {evidence}. Usual causes: a learning rate too high "
+        "(optimizer.learning_rate), no clipping (optimizer.clip_norm=10), or broken boxes in the annotations."
     )
 
 
