@@ -4,7 +4,7 @@
     python train.py --config configs/demo.py        # the training step of it
 
 Needs: the generated set in build/demo_data, which `make demo` makes:
-    python -m tood_jax.data.synthetic --out build/demo_data --train 640 --val 80 --size 160 --min-side 20
+    python -m tood_jax.data.synthetic --out build/demo_data --train 640 --val 100 --size 160 --min-side 24 --max-objects 5 --overlap 0.2
 Time and score: docs/training.md.
 """
 
@@ -48,10 +48,10 @@ def config() -> Config:
             ema_decay=0.999,
         ),
         train=TrainConfig(
-            epochs=40,
+            epochs=36,
             batch_size=4,
             eval_batch_size=16,
-            eval_every_epochs=10,
+            eval_every_epochs=12,
             checkpoint_every_steps=1000,
             log_every_steps=100,
         ),

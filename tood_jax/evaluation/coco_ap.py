@@ -64,7 +64,7 @@ class CocoMetrics:
 
 def coco_results(
     detections: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    image_ids: Sequence[Any],
+    image_ids: Sequence[int | str],
     category_ids: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Detections as COCO's list of results.
@@ -86,7 +86,7 @@ def coco_results(
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise ValueError(f"Image {image_id} has a detection whose box or score isn't a finite number.")
         for (x0, y0, x1, y1), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
-            result = {"image_id": int(image_id), "category_id": int(category_ids[label])}
+            result = {"image_id": image_id if isinstance(image_id, str) else int(image_id), "category_id": int(category_ids[label])}
             results.append(result | {"bbox": [x0, y0, x1 - x0, y1 - y0], "score": score})
     return results
 
