@@ -39,7 +39,7 @@ def config() -> Config:
             train_short_side=(800, 800),
             eval_short_side=800,
             max_long_side=1333,
-            # 3 % padding on COCO's usual sizes (estimated over 4:3, 3:2, 16:9 and square pictures, upright ones too).
+            # A handful of compilations: these and the canvas that holds all. The log says the share of padding.
             buckets=((800, 1088), (800, 1216), (800, 1344), (1088, 800), (1216, 800), (1344, 800)),
             flip_probability=0.5,
         ),

@@ -20,8 +20,10 @@ NUM_CLASSES = 4
 class Setup:
     """A compiled step of the tiny model over some devices, and its first state."""
 
-    def __init__(self, tmp_path, devices=1, accumulate=1, batch_size=8):
-        config = tiny_config(tmp_path, tmp_path, accumulate_steps=accumulate, batch_size=batch_size)
+    def __init__(self, tmp_path, devices=1, accumulate=1, batch_size=8, precision="float32"):
+        config = tiny_config(
+            tmp_path, tmp_path, accumulate_steps=accumulate, batch_size=batch_size, precision=precision
+        )
         self.config = dataclasses.replace(config, head=dataclasses.replace(config.head, norm_groups=4))
         self.model = build_model(self.config, NUM_CLASSES)
         self.schedule = learning_rate_schedule(self.config.optimizer, batch_size=8, steps_per_epoch=2, epochs=4)
@@ -103,6 +105,16 @@ def test_accumulation_averages_its_parts(one, tmp_path):
     _, reference = Setup(tmp_path, batch_size=4).run(1, half)
     for name in ("loss_cls", "loss_box", "grad_norm"):
         assert rows[0][name] == pytest.approx(reference[0][name], rel=1e-4)
+
+
+def test_bfloat16_computes_and_float32_keeps(one, tmp_path):
+    """Parameters and losses stay float32; the losses follow the float32 run within bfloat16's rounding."""
+    batch = random_batch(8)
+    state, rows = Setup(tmp_path, precision="bfloat16").run(3, batch)
+    _, reference = one.run(3, batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert all(row["finite"] == 1 for row in rows)
+    np.testing.assert_allclose([r["loss"] for r in rows], [r["loss"] for r in reference], rtol=0.05)
 
 
 def test_an_uneven_batch_is_refused_in_words(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         skipped: list[str] = []
         trained = load_trained(checkpoint, config)
         class_names = [one.name for one in trained.classes]
-        mesh = make_mesh([make_mesh().devices.flat[0]])  # pictures come one by one
+        mesh = make_mesh(jax.devices()[:1])  # pictures come one by one
         detect_step = compile_detect_step(trained.model, config, mesh)
         results: list[dict[str, Any]] = []
         drawn = 0

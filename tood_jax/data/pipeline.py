@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 from absl import flags
 
@@ -249,6 +248,8 @@ def _share(batch_size: int, process_index: int, process_count: int) -> slice:
 
 
 def _stream(source: _BatchSource, data: DataConfig) -> BatchStream:
+    import grain  # here, as Grain imports JAX (and leaves the devices alone): decoding and planning do without both
+
     dataset = grain.MapDataset.source(source)
     options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(1, data.prefetch_batches))
     iterable = dataset.to_iter_dataset(options)

@@ -235,6 +235,11 @@ def _announce(config: Config, plan: Plan, step: int, num_images: int, log: RunLo
             f"Note: the learning rate warms up for {config.optimizer.warmup_steps} of {plan.total_steps} steps; "
             "for a short run set optimizer.warmup_steps lower."
         )
+    if step == 0 and config.backbone.frozen_stages >= 0:
+        log.say(
+            f"Note: backbone.frozen_stages={config.backbone.frozen_stages} freezes layers that start from random "
+            "weights; to train from scratch set backbone.frozen_stages=-1 and backbone.norm=group."
+        )
     if step < plan.total_steps:
         log.say("The first step compiles the program and takes longer.")
 

@@ -1,0 +1,152 @@
+"""Image files of every kind, whole and broken; Pillow is the judge of colours."""
+
+import struct
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.conftest import picture
+from tood_jax.data.decode import MAX_PIXELS, decode_image, image_size
+from tood_jax.data.errors import BrokenImageError
+
+RGB = picture(36, 48)
+PICTURE = Image.fromarray(RGB)
+ROTATED = 0x0112  # EXIF's tag of the orientation
+
+
+def with_alpha(image):
+    image = image.convert("RGBA")
+    image.putalpha(90)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("color.jpg", PICTURE),
+        ("gray.jpg", PICTURE.convert("L")),
+        ("cmyk.jpg", PICTURE.convert("CMYK")),  # Pillow writes it as Adobe does, inverted
+        ("palette.png", PICTURE.quantize(16)),
+        ("alpha.png", with_alpha(PICTURE)),
+        ("gray_alpha.png", PICTURE.convert("LA")),
+        ("black_white.png", PICTURE.convert("1")),
+        ("picture.bmp", PICTURE),
+        ("picture.webp", PICTURE),
+        ("picture.tiff", PICTURE),
+        ("picture.gif", PICTURE.quantize(16)),
+    ],
+)
+def test_colors_are_those_pillow_sees(tmp_path, name, image):
+    file = tmp_path / name
+    image.save(file)
+    decoded = decode_image(file)
+    assert (decoded.shape, decoded.dtype) == ((36, 48, 3), np.uint8)
+    expected = np.asarray(Image.open(file).convert("RGB")).astype(int)
+    assert np.abs(decoded - expected).max() <= 2
+
+
+@pytest.mark.parametrize("shape", [(36, 48), (36, 48, 3)])
+def test_16_bits_become_8(tmp_path, shape):
+    image = RGB if len(shape) == 3 else RGB[..., 0]
+    cv2.imwrite(
+        str(tmp_path / "deep.png"),
+        image[..., ::-1].astype(np.uint16) * 257 if len(shape) == 3 else image.astype(np.uint16) * 257,
+    )
+    decoded = decode_image(tmp_path / "deep.png")
+    np.testing.assert_array_equal(decoded, image if len(shape) == 3 else np.repeat(image[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_exif_orientation(tmp_path, orientation, turns):
+    exif = Image.Exif()
+    exif[ROTATED] = orientation
+    file = tmp_path / "turned.png"
+    PICTURE.save(file, exif=exif)
+    upright = np.rot90(RGB, turns)
+    np.testing.assert_array_equal(decode_image(file), upright)
+    np.testing.assert_array_equal(decode_image(file, upright.shape[:2]), upright)
+    assert image_size(file) == upright.shape[:2]
+    if turns % 2:  # the annotations were made on the raw pixels
+        np.testing.assert_array_equal(decode_image(file, (36, 48)), RGB)
+
+
+def test_a_size_other_than_the_annotations_is_an_error(tmp_path):
+    PICTURE.save(tmp_path / "a.png")
+    with pytest.raises(BrokenImageError, match=r"a\.png is 48×36 pixels, but its annotations are for 50×36"):
+        decode_image(tmp_path / "a.png", (36, 50))
+    with pytest.raises(BrokenImageError, match="annotations are for 36×48"):  # no EXIF says it was turned
+        decode_image(tmp_path / "a.png", (48, 36))
+
+
+def jpeg(**options):
+    import io
+
+    stream = io.BytesIO()
+    PICTURE.save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_truncated_jpegs_are_not_half_pictures(tmp_path, progressive, share):
+    whole = jpeg(progressive=progressive)
+    (tmp_path / "cut.jpg").write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(BrokenImageError, match=r"cut\.jpg is truncated"):
+        decode_image(tmp_path / "cut.jpg")
+
+
+def test_a_thumbnail_does_not_hide_a_truncation(tmp_path):
+    whole, thumbnail = jpeg(), jpeg()
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    (tmp_path / "a.jpg").write_bytes(whole[:2] + segment + whole[2:])
+    assert decode_image(tmp_path / "a.jpg").shape == (36, 48, 3)
+    (tmp_path / "a.jpg").write_bytes((whole[:2] + segment + whole[2:])[:-100])
+    with pytest.raises(BrokenImageError, match="truncated"):
+        decode_image(tmp_path / "a.jpg")
+
+
+def test_what_cameras_append_does_no_harm(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg() + b"film \xff\xda film")
+    assert decode_image(tmp_path / "a.jpg").shape == (36, 48, 3)
+
+
+def test_truncated_png(tmp_path):
+    PICTURE.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(BrokenImageError, match=r"a\.png is truncated"):
+        decode_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello", "is not an image"),
+        (b"\xff\xd8\xff\xd9", "is not an image"),
+        (None, "can't be read"),
+    ],
+)
+def test_no_image_at_all(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "bad.jpg").write_bytes(content)
+    with pytest.raises(BrokenImageError, match=f"bad.jpg {message}"):
+        decode_image(tmp_path / "bad.jpg")
+
+
+def test_decompression_bombs_are_refused_unread(tmp_path):
+    side = 20_000
+    assert side * side > MAX_PIXELS
+    PICTURE.save(tmp_path / "bomb.png")
+    png = bytearray((tmp_path / "bomb.png").read_bytes())
+    png[16:24] = struct.pack(">II", side, side)
+    (tmp_path / "bomb.png").write_bytes(png)
+    bomb = bytearray(jpeg())
+    frame = bomb.index(b"\xff\xc0")
+    bomb[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
+    (tmp_path / "bomb.jpg").write_bytes(bomb)
+    for name in ("bomb.png", "bomb.jpg"):
+        with pytest.raises(BrokenImageError, match=rf"{name} has 400 million pixels, more than the 200 million"):
+            decode_image(tmp_path / name)
