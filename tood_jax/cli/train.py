@@ -57,11 +57,14 @@ def run(config: Config, devices: list[jax.Device] | None = None) -> Outcome:
         names = [one.name for one in val_set.classes]
 
         def evaluate(state: TrainState, step: int) -> dict[str, Any]:
-            metrics, found, _ = evaluate_set(detect_step, state.eval_params, state.batch_stats, val_set, config, mesh)
+            evaluation = evaluate_set(detect_step, state.eval_params, state.batch_stats, val_set, config, mesh)
+            metrics, found = evaluation.metrics, evaluation.found
             log.metrics(step, {**metrics.to_dict(), "images": len(found)}, kind="eval")
             log.say(
                 f"Step {step}, {len(found)} images of {config.data.val.annotations}:\n{format_table(metrics, names)}"
             )
+            if evaluation.left_out:
+                log.say(f"Evaluation: {evaluation.left_out}")
             _warn_of_nothing_found(metrics, found, log)
             log.picture(step, "detections", _draw(found[:PICTURES], val_set, names))
             return metrics.to_dict()

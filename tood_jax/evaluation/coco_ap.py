@@ -86,7 +86,10 @@ def coco_results(
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise ValueError(f"Image {image_id} has a detection whose box or score isn't a finite number.")
         for (x0, y0, x1, y1), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
-            result = {"image_id": image_id if isinstance(image_id, str) else int(image_id), "category_id": int(category_ids[label])}
+            result = {
+                "image_id": image_id if isinstance(image_id, str) else int(image_id),
+                "category_id": int(category_ids[label]),
+            }
             results.append(result | {"bbox": [x0, y0, x1 - x0, y1 - y0], "score": score})
     return results
 

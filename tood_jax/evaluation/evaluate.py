@@ -1,5 +1,7 @@
 """COCO AP of a model on a data set."""
 
+from typing import Any, NamedTuple
+
 import jax
 from jax.sharding import Mesh
 
@@ -11,14 +13,19 @@ from tood_jax.evaluation.predict import DetectStep, ImageDetections, detect_batc
 from tood_jax.training.state import Tree
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation found."""
+
+    metrics: CocoMetrics
+    found: list[ImageDetections]  # image by image
+    results: list[dict[str, Any]]  # the same as COCO results
+    left_out: str  # what had to be left out of the data, as a sentence; empty if nothing
+
+
 def evaluate_set(
     detect_step: DetectStep, params: Tree, batch_stats: Tree, dataset: CocoSet, config: Config, mesh: Mesh
-) -> tuple[CocoMetrics, list[ImageDetections], list[dict]]:
-    """Detect in every image of the set once, and compare with its annotations.
-
-    Returns:
-        The twelve numbers, the detections image by image, and the same as COCO results.
-    """
+) -> Evaluation:
+    """Detect in every image of the set once, and compare with its annotations."""
     batches = eval_batches(
         dataset,
         config.data,
@@ -32,4 +39,5 @@ def evaluate_set(
         [dataset.images[one.image_index].id for one in found],
         [one.id for one in dataset.classes],
     )
-    return evaluate(dataset.ground_truth(), results), found, results
+    batches.close()
+    return Evaluation(evaluate(dataset.ground_truth(), results), found, results, batches.counts.summary())

@@ -113,17 +113,19 @@ def train(config: Config, *, model: Tood, train_set: CocoSet, mesh: Mesh, log: R
                     raise NonFiniteLossError(_keep_evidence(folder, step, row, batch))
                 step += 1
                 unlogged.append(row)
+                pace.count(config.train.batch_size)
                 if step % config.train.log_every_steps == 0 or step == plan.total_steps:
                     _log_window(config, plan, step, unlogged, pace, log)
                 if plan.evaluates_at(step):
                     metrics = evaluate(state, step)
                     pace.restart()
+                if step in (plan.epoch_steps, plan.total_steps) and (left_out := feed.counts.summary()):
+                    log.say(f"Training data so far: {left_out}")
                 if plan.evaluates_at(step) or step % config.train.checkpoint_every_steps == 0 or stop.requested:
                     save()
                 if following is None or stop.requested:
                     break
                 batch, on_device = following
-            _say_counts(feed.counts, log)
         store.wait()
         finished = step == plan.total_steps
         if not finished:
@@ -140,11 +142,15 @@ class Pace:
 
     def restart(self) -> None:
         """Begin a new span of time, from now."""
-        self._start, self._waited = time.perf_counter(), self._feed.waiting_seconds
+        self._start, self._waited, self._images = time.perf_counter(), self._feed.waiting_seconds, 0
 
-    def read(self, images: int) -> tuple[float, float]:
-        """(images/s, share 0–1 of waiting) of the span for this many images; begins the next span."""
-        seconds = time.perf_counter() - self._start
+    def count(self, images: int) -> None:
+        """That many images were trained on."""
+        self._images += images
+
+    def read(self) -> tuple[float, float]:
+        """(images/s, share 0–1 of waiting) of the span; begins the next span."""
+        images, seconds = self._images, time.perf_counter() - self._start
         waited = self._feed.waiting_seconds - self._waited
         self.restart()
         return images_per_second(images, seconds), min(1.0, waited / max(seconds, 1e-9))
@@ -247,7 +253,7 @@ def _announce(config: Config, plan: Plan, step: int, num_images: int, log: RunLo
 def _log_window(config: Config, plan: Plan, step: int, rows: list[Row], pace: Pace, log: RunLog) -> None:
     """Log the means of the steps since the last line, then forget them. Rates are this process's own, not resumable."""
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    speed, waiting = pace.read(len(rows) * config.train.batch_size)
+    speed, waiting = pace.read()
     rows.clear()
     epoch = step / plan.epoch_steps
     log.metrics(step, {"epoch": epoch, **means, "speed": {"images_per_s": speed, "waiting_for_data": waiting}})
@@ -282,9 +288,3 @@ def _keep_evidence(folder: Path, step: int, row: Row, batch: Batch) -> str:
         f"{folder}/checkpoints/{step}, its batch and numbers in {evidence}. Usual causes: a learning rate too high "
         "(optimizer.learning_rate), no clipping (optimizer.clip_norm=10), or broken boxes in the annotations."
     )
-
-
-def _say_counts(counts: Any, log: RunLog) -> None:
-    """What the data pipeline had to leave out, if anything."""
-    if text := counts.summary():
-        log.say(text)
