@@ -12,7 +12,7 @@ env:  ## the environment in .venv
 	@scripts/setup_env.sh
 
 demo: env  ## generate images, train a small TOOD on them, evaluate, draw (8 minutes on two cores)
-	@$(PY) -m tood_jax.data.synthetic --out $(DEMO_DATA) --train 640 --val 100 --size 160 --min-side 24 --max-objects 5 --overlap 0.2 --seed 0
+	@$(PY) -m tood_jax.data.synthetic --out $(DEMO_DATA) --min-side 24
 	@$(PY) train.py --config configs/demo.py
 	@$(PY) eval.py --checkpoint runs/demo
 	@$(PY) predict.py --checkpoint runs/demo --images '$(DEMO_DATA)/val/00000*.jpg' --out runs/demo/predictions

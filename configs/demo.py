@@ -4,7 +4,7 @@
     python train.py --config configs/demo.py        # the training step of it
 
 Needs: the generated set in build/demo_data, which `make demo` makes:
-    python -m tood_jax.data.synthetic --out build/demo_data --train 640 --val 100 --size 160 --min-side 24 --max-objects 5 --overlap 0.2
+    python -m tood_jax.data.synthetic --out build/demo_data --min-side 24
 Time and score: docs/training.md.
 """
 

@@ -28,12 +28,12 @@ def test_eval_prints_and_writes_coco(trained, capsys, tmp_path):
     _, run = trained
     evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / "results.json")])
     said = capsys.readouterr().out
-    for word in ("AP50", "AR100", "disc", "star", "5 images"):
+    for word in ("AP50", "AR100", "disc", "star", "in 5 images"):
         assert word in said
     results = json.loads((tmp_path / "results.json").read_text())
     assert results
     assert set(results[0]) >= {"image_id", "category_id", "bbox", "score"}
-    assert f"{len(results)} detections written" in said
+    assert f"{len(results)} detections in 5 images written" in said
 
 
 def test_eval_equals_the_evaluation_in_training(trained, capsys, tmp_path):
@@ -69,8 +69,7 @@ def test_predict_does_not_depend_on_the_company(trained, tmp_path):
     predict.main(["--checkpoint", str(run), "--images", str(data / "val"), "--out", str(tmp_path / "alone")])
     in_batch = [(one["category_id"], one["score"]) for one in json.loads((tmp_path / "batch.json").read_text())]
     alone = [
-        (one["category_id"], one["score"])
-        for one in json.loads((tmp_path / "alone" / "detections.json").read_text())
+        (one["category_id"], one["score"]) for one in json.loads((tmp_path / "alone" / "detections.json").read_text())
     ]
     assert len(in_batch) == len(alone)
     np.testing.assert_allclose(sorted(s for _, s in in_batch), sorted(s for _, s in alone), atol=1e-5)

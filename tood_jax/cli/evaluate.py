@@ -41,12 +41,10 @@ def main(argv: list[str] | None = None) -> None:
         mesh = make_mesh()
         detect_step = compile_detect_step(trained.model, config, mesh)
         evaluation = evaluate_set(detect_step, trained.params, trained.batch_stats, dataset, config, mesh)
-        print(
-            f"Step {checkpoint.step} of {args.checkpoint}, {len(evaluation.found)} images of {config.data.val.annotations}:"
-        )
+        print(f"Step {checkpoint.step} of {args.checkpoint} on {config.data.val.annotations}:")
         print(format_table(evaluation.metrics, [one.name for one in dataset.classes]))
         if evaluation.left_out:
             print(evaluation.left_out)
         out = Path(args.out) if args.out else checkpoint.folder.parent.parent / f"{checkpoint.step}.results.json"
         write_results(evaluation.results, out)
-        print(f"{len(evaluation.results)} detections written to {out}")
+        print(f"{len(evaluation.results)} detections in {len(evaluation.found)} images written to {out}")

@@ -1,6 +1,6 @@
 """A small generated detection set, written as a COCO directory: textured shapes on cluttered backgrounds.
 
-    python -m tood_jax.data.synthetic --out DIR --train 300 --val 60 --size 192 --seed 0
+    python -m tood_jax.data.synthetic --out DIR --train 640 --val 100 --size 160 --seed 0
 
 writes DIR/{train,val}/000001.jpg … and DIR/annotations/instances_{train,val}.json. Every image is a pure function of
 (seed, split, number, arguments), so the same arguments give the same bytes on one machine.
@@ -32,15 +32,15 @@ _SUPERSAMPLING = 4  # silhouettes are drawn this much larger, then averaged: sof
 class ShapesConfig:
     """What is generated; equal values give equal files."""
 
-    train_images: int = 300
-    val_images: int = 60
-    height: tuple[int, int] = (192, 192)
+    train_images: int = 640
+    val_images: int = 100
+    height: tuple[int, int] = (160, 160)
     """Range of image heights, pixels, both ends included."""
-    width: tuple[int, int] = (192, 192)
+    width: tuple[int, int] = (160, 160)
     seed: int = 0
-    max_objects: int = 6
+    max_objects: int = 5
     """Most objects an image."""
-    overlap: float = 0.35
+    overlap: float = 0.2
     """Largest share of an object (0–0.6) that later objects may hide."""
     min_side: float = 16.0
     """Smallest longer side of an object, pixels; the largest is half the image's shorter side."""
@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder to make")
     parser.add_argument("--train", type=int, default=default.train_images, help="training images")
     parser.add_argument("--val", type=int, default=default.val_images, help="validation images")
-    parser.add_argument("--size", type=int, nargs="+", default=[192], help="side, or smallest and largest side, pixels")
+    parser.add_argument("--size", type=int, nargs="+", default=[160], help="side, or smallest and largest side, pixels")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--max-objects", type=int, default=default.max_objects, help="most objects an image")
     parser.add_argument("--overlap", type=float, default=default.overlap, help="largest hidden share of an object")
