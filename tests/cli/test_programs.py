@@ -56,7 +56,7 @@ def test_predict_draws_and_writes(trained, capsys, tmp_path):
     assert "broken.jpg" in said.err
     drawn = sorted(p for p in (tmp_path / "out").iterdir() if p.suffix == ".jpg")
     assert len(drawn) == 8
-    assert cv2.imread(str(drawn[0])).shape == (64, 64, 3)
+    assert cv2.imread(str(drawn[0])).shape == (448, 448, 3)  # small pictures are enlarged by a whole factor
     rows = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert {row["category"] for row in rows} <= {"disc", "box", "triangle", "star"}
     assert all(np.isfinite(row["bbox"]).all() for row in rows)

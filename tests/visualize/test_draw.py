@@ -12,6 +12,7 @@ from tood_jax.visualize.draw import (
     contact_sheet,
     draw_detections,
     draw_ground_truth,
+    enlarge,
     save_image,
     side_by_side,
 )
@@ -166,3 +167,13 @@ def test_a_large_number_of_boxes_needs_no_more_memory_than_the_image():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6
+
+
+def test_small_images_are_enlarged_with_their_boxes():
+    image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    large, boxes = enlarge(image, np.asarray([[0.5, 0, 2, 1]]), short_side=5)
+    assert large.shape == (6, 9, 3)
+    np.testing.assert_array_equal(large[::3, ::3], image)
+    np.testing.assert_array_equal(boxes, [[1.5, 0, 6, 3]])
+    same, _ = enlarge(large, boxes, short_side=6)
+    assert same.shape == large.shape

@@ -22,7 +22,7 @@ from tood_jax.evaluation.coco_ap import coco_results, write_results
 from tood_jax.evaluation.predict import compile_detect_step, detect_batches
 from tood_jax.training.sharding import make_mesh
 from tood_jax.types import Batch
-from tood_jax.visualize.draw import draw_detections, save_image
+from tood_jax.visualize.draw import draw_detections, enlarge, save_image
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -68,7 +68,9 @@ def main(argv: list[str] | None = None) -> None:
             ]
             drawn += int((found.scores >= args.threshold).sum())
             if args.draw:
-                save_image(Path(args.out) / names[index], draw_detections(image, *boxes, class_names, args.threshold))
+                large, large_boxes = enlarge(image, found.boxes)
+                drawing = draw_detections(large, large_boxes, found.scores, found.labels, class_names, args.threshold)
+                save_image(Path(args.out) / names[index], drawing)
         write_results(results, Path(args.out) / "detections.json")
         for text in skipped:
             print(f"skipped: {text}", file=sys.stderr)

@@ -21,7 +21,7 @@ from tood_jax.training.loop import Outcome, train
 from tood_jax.training.records import RunLog
 from tood_jax.training.sharding import make_mesh
 from tood_jax.training.state import TrainState
-from tood_jax.visualize.draw import contact_sheet, draw_detections, draw_ground_truth, side_by_side
+from tood_jax.visualize.draw import contact_sheet, draw_detections, draw_ground_truth, enlarge, side_by_side
 
 STOPPED = 130  # exit status of a run that was asked to stop, as shells have it for Ctrl-C
 PICTURES = 4  # images drawn at every evaluation
@@ -101,11 +101,13 @@ def _draw(found: list[ImageDetections], dataset: CocoSet, names: list[str]) -> n
     rows = []
     for one in found:
         record = dataset.images[one.image_index]
-        image = decode_image(record.path)
+        original = decode_image(record.path)
+        image, boxes = enlarge(original, one.boxes)
+        _, gt_boxes = enlarge(original, record.boxes)
         rows.append(
             side_by_side(
-                draw_detections(image, one.boxes, one.scores, one.labels, names),
-                draw_ground_truth(image, record.boxes, record.labels, names),
+                draw_detections(image, boxes, one.scores, one.labels, names),
+                draw_ground_truth(image, gt_boxes, record.labels, names),
             )
         )
     return contact_sheet(rows, columns=2)

@@ -54,6 +54,12 @@ def class_color(label: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def enlarge(image: np.ndarray, boxes: np.ndarray, short_side: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """A small image and its boxes brought up to `short_side` pixels by a whole factor, so that captions fit."""
+    factor = -(-short_side // max(1, min(image.shape[:2])))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1), np.asarray(boxes) * factor
+
+
 def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Two images in one row, with a narrow white gap; the lower one is filled up with white."""
     return contact_sheet([left, right], columns=2)
