@@ -38,9 +38,10 @@ jax.config.update(
 CHECKED = [f"tood_jax.{name}" for name in ("geometry", "assigners", "losses", "postprocess", "networks")]
 install_import_hook(CHECKED, "beartype.beartype")
 
-settings.register_profile("tood_jax", deadline=None, max_examples=40)
-settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "tood_jax")
+# The same examples every time; HYPOTHESIS_PROFILE=explore draws new ones.
+settings.register_profile("repeat", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=200)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
