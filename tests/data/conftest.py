@@ -1,6 +1,7 @@
 """Small COCO directories made on the spot."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -8,7 +9,11 @@ import pytest
 
 from tood_jax.config import DataConfig, SplitConfig
 from tood_jax.data.coco import load_coco
+from tood_jax.data.pipeline import train_batches
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
+from tood_jax.types import Batch
+
+SETTINGS = {"batch_size": 4, "seed": 5, "start_step": 0, "num_steps": 8}  # an epoch has 5 steps
 
 
 def picture(height, width, seed=0):
@@ -42,7 +47,7 @@ def tree():
     return {
         "images": [
             {"id": 9_007_199_254_740_993, "file_name": "a.png", "width": 40, "height": 30},
-            {"id": "two", "file_name": "b.png", "width": 20, "height": 50},
+            {"id": 2, "file_name": "b.png", "width": 20, "height": 50},
         ],
         "annotations": [
             {
@@ -83,3 +88,37 @@ def data_config():
         vertical_flip_probability=0.3,
         max_objects=6,
     )
+
+
+def take(stream):
+    batches = list(stream)
+    stream.close()
+    return batches
+
+
+def assert_equal(ones, others):
+    assert len(ones) == len(others)
+    for one, other in zip(ones, others, strict=True):
+        for name, a, b in zip(Batch._fields, one, other, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=name)
+            assert a.dtype == b.dtype
+
+
+@pytest.fixture(scope="session")
+def batches(shapes_set, data_config):
+    return take(train_batches(shapes_set, data_config, **SETTINGS))
+
+
+@pytest.fixture
+def damaged(shapes, tmp_path):
+    """A copy of the generated set, the records of which can be broken: (set, function that breaks record i)."""
+    folder = tmp_path / "train"
+    shutil.copytree(shapes.images, folder)
+    dataset = load_coco(SplitConfig(str(folder), shapes.annotations))
+
+    def damage(*positions):
+        for position in positions:
+            file = dataset.images[position].path
+            file.write_bytes(file.read_bytes()[:-400])
+
+    return dataset, damage

@@ -27,10 +27,12 @@ def test_a_sound_file(coco, tree):
     np.testing.assert_array_equal(first.boxes, np.array([[1, 2, 11, 22]], np.float32))
     assert first.boxes.dtype == np.float32
     assert first.labels.tolist() == [1]
-    assert second.id == "two"
+    assert second.id == 2
     assert second.boxes.shape == (0, 4)
     assert second.labels.dtype == np.int32
-    assert found.report.summary() == "2 images, 1 objects; 1 images without objects (b.png)."
+    assert found.report.summary() == (
+        "2 images, 1 objects; 1 images without objects (b.png); 1 classes without objects (early)."
+    )
 
 
 def test_crowds_train_nobody_and_stay_in_the_ground_truth(coco, tree):
@@ -80,7 +82,7 @@ def test_what_is_missing_is_filled_in(coco, tree):
 
 
 def test_a_size_that_can_not_be_read_names_the_file(coco, tree):
-    tree["images"][1] = {"id": 2, "file_name": "gone.png"}
+    tree["images"][1] = {"id": 3, "file_name": "gone.png"}
     with pytest.raises(BrokenImageError, match=r"gone\.png can't be read"):
         load_coco(coco(tree))
 
@@ -90,6 +92,28 @@ def test_duplicate_annotation_ids_are_numbered_anew(coco, tree):
     found = load_coco(coco(tree))
     assert [one["id"] for one in found.annotations] == [1, 2, 3]
     assert found.report.counts["duplicate annotation ids numbered anew"] == 1
+
+
+def test_missing_annotation_ids_are_no_duplicates(coco, tree):
+    bare = {"image_id": ID, "category_id": 3, "bbox": [0, 0, 4, 5], "area": 20, "iscrowd": 0}
+    tree["annotations"] = [bare, dict(bare)]
+    found = load_coco(coco(tree))
+    assert [one["id"] for one in found.annotations] == [1, 2]
+    assert not any("duplicate" in what for what in found.report.counts)
+
+
+@pytest.mark.parametrize("area", [0, -3, True, "12", float("nan")])
+def test_an_area_that_is_none_is_taken_from_the_box(coco, tree, area):
+    tree["annotations"] = [annotation([0, 0, 4, 5], area=area)]
+    assert load_coco(coco(tree)).annotations[0]["area"] == 20
+
+
+def test_a_split_without_a_box_says_so(coco, tree):
+    tree["annotations"] = [annotation([0, 0, 0, 0])]
+    found = load_coco(coco(tree))
+    assert [len(one.labels) for one in found.images] == [0, 0]
+    assert "2 images, 0 objects; no box is left, so nothing can be learnt" in found.report.summary()
+    assert "2 classes without objects (early, late)" in found.report.summary()
 
 
 def test_annotations_of_unknown_images_are_dropped(coco, tree):
@@ -145,6 +169,7 @@ def again(key):
         (change("categories", [{"name": "x"}]), r"no integer 'id'"),
         (change("images", [{"id": 1}]), r"needs an 'id' .* and a 'file_name'"),
         (change("images", ["a.png"]), r"needs an 'id'"),
+        (change_item("images", 1, id="two"), r"images: ids are numbers and texts \(9007199254740993, 'two'\)"),
         (again("images"), r"images: id 9007199254740993 is there twice \(a\.png and a\.png\)"),
         (again("categories"), r"categories: id 90 is there twice"),
         (change_item("images", file_name="wrong/a.png"), r"first image .* does not exist: set data\.\*\.images"),
@@ -190,7 +215,7 @@ def test_missing_files_and_folders_name_the_setting(coco, tree, tmp_path):
 
 def test_the_ground_truth_can_be_evaluated(coco, tree):
     """By pycocotools itself, although ids are text or large and fields were missing; truth as detections gives 1."""
-    tree["images"][0]["id"] = "one"
+    tree["images"][0]["id"], tree["images"][1]["id"] = "one", "two"
     tree["annotations"] = [
         {"image_id": "one", "category_id": 90, "bbox": [1, 2, 10, 20]},
         {"image_id": "two", "category_id": 3, "bbox": [0, 0, 10, 40]},

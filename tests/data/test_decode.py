@@ -2,11 +2,13 @@
 
 import io
 import struct
+import time
+import zlib
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.data.conftest import picture
 from tood_jax.data.decode import MAX_PIXELS, decode_image, image_size
@@ -48,11 +50,36 @@ def test_colors_are_those_pillow_sees(tmp_path, name, image):
     assert np.abs(decoded - expected).max() <= 2
 
 
+@pytest.mark.parametrize("kind", ["inverted", "unmarked", "ycck"])
+def test_every_kind_of_cmyk_jpeg(tmp_path, kind):
+    data = bytearray(jpeg(PICTURE.convert("CMYK"), quality=95))
+    start = data.index(b"\xff\xee\x00\x0eAdobe")
+    if kind == "unmarked":  # without Adobe's segment
+        del data[start : start + 16]
+    elif kind == "ycck":
+        data[start + 15] = 2  # the segment's last byte: how colours are transformed
+    (tmp_path / "a.jpg").write_bytes(data)
+    expected = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).astype(int)
+    assert np.abs(decode_image(tmp_path / "a.jpg") - expected).max() <= 2
+    if kind != "ycck":
+        assert np.abs(expected - RGB).mean() < 8  # Pillow has it right
+
+
 @pytest.mark.parametrize("image", [RGB, np.repeat(RGB[..., :1], 3, axis=2)], ids=["color", "gray"])
 def test_16_bits_become_8(tmp_path, image):
     gray = (image[..., 0] == image[..., 1]).all()
     cv2.imwrite(str(tmp_path / "deep.png"), (image[..., 0] if gray else image[..., ::-1]).astype(np.uint16) * 257)
     np.testing.assert_array_equal(decode_image(tmp_path / "deep.png"), image)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_every_exif_orientation_is_as_pillow_turns_it(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[ROTATED] = orientation
+    PICTURE.save(tmp_path / "a", kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a")).convert("RGB"))
+    assert np.abs(decode_image(tmp_path / "a").astype(int) - upright).max() <= 2
 
 
 @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
@@ -77,9 +104,9 @@ def test_a_size_other_than_the_annotations_is_an_error(tmp_path):
         decode_image(tmp_path / "a.png", (48, 36))
 
 
-def jpeg(**options):
+def jpeg(image=PICTURE, **options):
     stream = io.BytesIO()
-    PICTURE.save(stream, "JPEG", **options)
+    image.save(stream, "JPEG", **options)
     return stream.getvalue()
 
 
@@ -110,9 +137,22 @@ def test_what_cameras_append_does_no_harm(tmp_path):
 def test_truncated_png(tmp_path):
     PICTURE.save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(BrokenImageError, match=r"a\.png is truncated"):
-        decode_image(tmp_path / "a.png")
+    for length in (9, 20, 40, len(data) // 2, len(data) - 13, len(data) - 1):
+        (tmp_path / "a.png").write_bytes(data[:length])
+        with pytest.raises(BrokenImageError, match=r"a\.png is truncated"):
+            decode_image(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(data + b"something appended" * 100)
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png"), RGB)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "TIFF", "WEBP"])
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_other_truncated_files(tmp_path, kind, share):
+    PICTURE.save(tmp_path / "a", kind)
+    data = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(BrokenImageError, match="is not an image that can be decoded"):
+        decode_image(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +169,26 @@ def test_no_image_at_all(tmp_path, content, message):
         (tmp_path / "bad.jpg").write_bytes(content)
     with pytest.raises(BrokenImageError, match=f"bad.jpg {message}"):
         decode_image(tmp_path / "bad.jpg")
+
+
+def test_a_folder_is_not_an_image(tmp_path):
+    with pytest.raises(BrokenImageError, match="can't be read"):
+        decode_image(tmp_path)
+
+
+def test_a_png_or_bmp_that_promises_100_000_squared_is_refused_at_once(tmp_path):
+    side = 100_000
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "a.png").write_bytes(png)
+    bmp = b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+    (tmp_path / "a.bmp").write_bytes(bmp)
+    start = time.perf_counter()
+    with pytest.raises(BrokenImageError, match=r"a\.png has 10000 million pixels, more than the 200 million"):
+        decode_image(tmp_path / "a.png")
+    with pytest.raises(BrokenImageError, match=r"a\.bmp (can't be|is not an image that can be) decoded"):
+        decode_image(tmp_path / "a.bmp")
+    assert time.perf_counter() - start < 1
 
 
 def test_decompression_bombs_are_refused_unread(tmp_path):

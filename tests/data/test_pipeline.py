@@ -1,64 +1,25 @@
 """Batches made of files: what is in them, that nothing but the step decides it, and what broken files do."""
 
-import multiprocessing
-import os
 import pickle
-import shutil
-import signal
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from tood_jax.config import SplitConfig
-from tood_jax.data.batching import FILLER, Row, TrainPlan
-from tood_jax.data.coco import ImageRecord, load_coco
+from tests.data.conftest import SETTINGS, assert_equal, take
+from tood_jax.data.batching import FILLER, Row, TrainPlan, padding_share
+from tood_jax.data.coco import ClassInfo, CocoSet, ImageRecord, LoadReport
 from tood_jax.data.decode import decode_image
 from tood_jax.data.errors import BrokenImageError, DataError
-from tood_jax.data.pipeline import DataCounts, eval_batches, load_sample, train_batches
+from tood_jax.data.pipeline import DataCounts, describe_batches, eval_batches, load_sample, train_batches
 from tood_jax.types import Batch
-
-SETTINGS = {"batch_size": 4, "seed": 5, "start_step": 0, "num_steps": 8}  # an epoch has 5 steps
-
-
-def take(stream):
-    batches = list(stream)
-    stream.close()
-    return batches
-
-
-def assert_equal(ones, others):
-    assert len(ones) == len(others)
-    for one, other in zip(ones, others, strict=True):
-        for name, a, b in zip(Batch._fields, one, other, strict=True):
-            np.testing.assert_array_equal(a, b, err_msg=name)
-            assert a.dtype == b.dtype
 
 
 def sizes_of(dataset):
     return np.array([(one.height, one.width) for one in dataset.images])
-
-
-@pytest.fixture(scope="module")
-def batches(shapes_set, data_config):
-    return take(train_batches(shapes_set, data_config, **SETTINGS))
-
-
-@pytest.fixture
-def damaged(shapes, tmp_path):
-    """A copy of the generated set, the records of which can be broken: (set, function that breaks record i)."""
-    folder = tmp_path / "train"
-    shutil.copytree(shapes.images, folder)
-    dataset = load_coco(SplitConfig(str(folder), shapes.annotations))
-
-    def damage(*positions):
-        for position in positions:
-            file = dataset.images[position].path
-            file.write_bytes(file.read_bytes()[:-400])
-
-    return dataset, damage
 
 
 def test_shapes_and_types(batches, data_config):
@@ -112,16 +73,6 @@ def test_images_without_objects_are_trained_on(batches, shapes_set):
 def test_the_same_bits_from_any_number_of_threads(batches, shapes_set, data_config, threads):
     again = take(train_batches(shapes_set, replace(data_config, threads=threads), **SETTINGS))
     assert_equal(again, batches)
-
-
-def test_the_same_bits_from_worker_processes_and_their_counts(shapes_set, data_config):
-    data = replace(data_config, max_objects=2)
-    here = train_batches(shapes_set, data, **SETTINGS)
-    there = train_batches(shapes_set, replace(data, workers=2, threads=1), **SETTINGS)
-    assert_equal(take(there), take(here))
-    assert there.counts == here.counts
-    assert here.counts.truncated_objects > 0
-    assert there.waiting_seconds > 0
 
 
 @pytest.mark.parametrize("start", [1, 4, 5, 7])
@@ -183,8 +134,6 @@ def test_too_many_objects_leave_the_largest_and_are_counted(shapes_set, data_con
 
 
 def test_a_row_has_exactly_its_planned_size_even_if_long_and_thin(tmp_path):
-    import cv2
-
     cv2.imwrite(str(tmp_path / "thin.png"), np.full((10, 1000, 3), 9, np.uint8))
     record = ImageRecord(1, tmp_path / "thin.png", 1000, 10, np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
     sample = load_sample(record, Row(0, (13, 1333)))
@@ -202,16 +151,6 @@ def test_a_broken_image_stops_and_is_named(damaged, data_config, evaluate):
         stream = train_batches(dataset, data_config, **SETTINGS)
     with pytest.raises(BrokenImageError, match=r"000004\.jpg is truncated.*data\.broken_images=skip"):
         take(stream)
-
-
-def test_a_broken_image_in_a_worker_process_stops_the_run_the_same_way(damaged, data_config):
-    dataset, damage = damaged
-    damage(*range(23))
-    stream = train_batches(dataset, replace(data_config, workers=1, threads=1), **SETTINGS)
-    with pytest.raises(BrokenImageError, match=r"\.jpg is truncated"):
-        next(stream)
-    stream.close()
-    assert not multiprocessing.active_children()
 
 
 def test_skipped_images_are_replaced_in_training_and_counted(damaged, data_config):
@@ -252,18 +191,8 @@ def test_skipped_images_become_fillers_in_evaluation(damaged, data_config):
 def test_if_no_image_can_be_decoded_skipping_ends(damaged, data_config):
     dataset, damage = damaged
     damage(*range(23))
-    with pytest.raises(DataError, match="Not one image of the set can be decoded"):
+    with pytest.raises(DataError, match=r"Not one image of the set can be decoded; .*\.jpg is trunc"):
         take(train_batches(dataset, replace(data_config, broken_images="skip"), **SETTINGS))
-
-
-def test_a_killed_worker_raises_and_does_not_hang(shapes_set, data_config):
-    data = replace(data_config, workers=1, threads=1)
-    stream = train_batches(shapes_set, data, **{**SETTINGS, "num_steps": 100_000})
-    next(stream)
-    for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="terminated unexpectedly"):
-        take(stream)
 
 
 def test_a_closed_stream_leaves_no_thread_at_work(shapes_set, data_config):
@@ -271,6 +200,7 @@ def test_a_closed_stream_leaves_no_thread_at_work(shapes_set, data_config):
     next(stream)
     stream.close()
     stream.close()
+    assert list(stream) == []
 
 
 def test_exif_rotated_files_fit_their_boxes_whichever_way_they_were_annotated(tmp_path, data_config):
@@ -291,6 +221,51 @@ def test_exif_rotated_files_fit_their_boxes_whichever_way_they_were_annotated(tm
             assert sample.image.shape[:2] == size
             assert (sample.image[y0:y1, x0:x1] == 255).all()
             assert sample.image.sum() == raw.sum()
+
+
+def test_pixels_lie_where_boxes_say(tmp_path, data_config):
+    """A red rectangle in each file: after resizing and flipping, the box holds it to within a pixel."""
+    random = np.random.default_rng(0)
+    records = []
+    for number in range(12):
+        height, width = random.integers(60, 140, 2).tolist()
+        x0, y0 = random.integers(2, 20, 2).tolist()
+        x1, y1 = random.integers(40, 58, 2).tolist()
+        image = np.zeros((height, width, 3), np.uint8)
+        image[y0:y1, x0:x1] = (0, 0, 255)  # OpenCV writes BGR
+        path = tmp_path / f"{number}.png"
+        cv2.imwrite(str(path), image)
+        box = np.array([[x0, y0, x1, y1]], np.float32)
+        records.append(ImageRecord(number, path, width, height, box, np.zeros(1, np.int32)))
+    dataset = CocoSet((ClassInfo(1, "red"),), tuple(records), LoadReport(), ())
+    streams = (
+        train_batches(dataset, replace(data_config, vertical_flip_probability=0.5), **SETTINGS),
+        eval_batches(dataset, data_config, batch_size=4),
+    )
+    for batch in (batch for stream in streams for batch in take(stream)):
+        for i in np.flatnonzero(batch.image_indices != FILLER):
+            red = batch.images[i, ..., 0] >= 128
+            rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
+            extent = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            np.testing.assert_allclose(batch.gt_boxes[i, 0], extent, atol=1)
+            assert not batch.images[i, ..., 1:].any()
+    for batch in take(eval_batches(dataset, data_config, batch_size=4)):  # back in the file, to half a pixel
+        for i in np.flatnonzero(batch.image_indices != FILLER):
+            boxes = batch.gt_boxes[i, 0] / batch.scales[i][[1, 0, 1, 0]]
+            np.testing.assert_allclose(boxes, records[batch.image_indices[i]].boxes[0], atol=0.5)
+
+
+def test_the_log_hears_of_canvases_padding_and_shrunk_images(shapes_set, data_config):
+    plan = TrainPlan(sizes_of(shapes_set), data_config, 4, 5)
+    epoch = [plan.batch(step) for step in range(plan.epoch_steps)]
+    number = len({batch.canvas for batch in epoch})
+    padding = round(100 * padding_share(epoch))
+    assert describe_batches(shapes_set, data_config, 4, 5) == f"{number} canvases, {padding} % padding"
+    one = replace(data_config, buckets=((64, 64),))
+    text = describe_batches(shapes_set, one, 4, 5)
+    wide = sum(max(size) / min(size) * 64 >= 64.5 for size in sizes_of(shapes_set))
+    assert text.startswith("1 canvas, ")
+    assert text.endswith(f", {wide} images shrunk because they fit none of data.buckets")
 
 
 def test_counts_add_up_and_travel():

@@ -59,6 +59,8 @@ class LoadReport:
     def summary(self) -> str:
         """One line of sizes, and one of what was dropped or mended, with examples."""
         lines = [f"{self.images} images, {self.objects} objects"]
+        if not self.objects:
+            lines.append("no box is left, so nothing can be learnt or evaluated here")
         for what, count in self.counts.items():
             named = self.examples[what]
             more = ", …" if count > len(named) else ""
@@ -114,6 +116,10 @@ def load_coco(split: SplitConfig) -> CocoSet:
             report.note("images without objects", path.name)
         records.append(ImageRecord(id_, path, width, height, boxes, labels))
     report.images, report.objects = len(records), sum(len(one.labels) for one in records)
+    present = {label for one in records for label in one.labels.tolist()}
+    for label, (_, name) in enumerate(classes):
+        if label not in present:
+            report.note("classes without objects", name)
     return CocoSet(classes, tuple(records), report, tuple(kept))
 
 
@@ -167,6 +173,11 @@ def _images(raw: Mapping[str, Any], file: Path, folder: Path, report: LoadReport
         if id_ in images:
             raise DataError(
                 f"{file}: images: id {id_!r} is there twice ({images[id_][0].name} and {name}); ids must differ."
+            )
+        if images and isinstance(id_, str) != isinstance(first := next(iter(images)), str):
+            raise DataError(
+                f"{file}: images: ids are numbers and texts ({first!r}, {id_!r}), which can't be put in order; "
+                "use one kind."
             )
         path = folder / name
         if not images and not path.is_file():
@@ -229,13 +240,14 @@ def _annotations(
         elif crowd:
             report.note("crowd boxes left out of training", f"{name} in {image[0].name}")
         area = one.get("area")
-        if not isinstance(area, (int, float)) or not math.isfinite(area):
+        if isinstance(area, bool) or not isinstance(area, (int, float)) or not (math.isfinite(area) and area > 0):
             report.note("missing 'area' taken from the box", name)
             area = clipped[2] * clipped[3]
-        own_id = str(one.get("id"))
-        if own_id in seen:
-            report.note("duplicate annotation ids numbered anew", name)
-        seen.add(own_id)
+        if one.get("id") is not None:
+            own_id = str(one["id"])
+            if own_id in seen:
+                report.note("duplicate annotation ids numbered anew", name)
+            seen.add(own_id)
         kept.append(
             {
                 "id": len(kept) + 1,  # COCO's evaluation needs them unique and takes 0 for "not matched"

@@ -91,7 +91,10 @@ def _png_header(data: bytes) -> tuple[int, bool]:
     """The same of a PNG; (0, True) for any other format, of which OpenCV judges."""
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         return 0, True
-    return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]), b"IEND" in data[-64:]
+    position = 8  # of a chunk: length, name, data, checksum
+    while position + 12 <= len(data) and data[position + 4 : position + 8] != b"IEND":
+        position += 12 + int.from_bytes(data[position : position + 4])
+    return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]), position + 12 <= len(data)
 
 
 def _decode(path: str | os.PathLike[str], data: bytes, flags: int) -> np.ndarray:

@@ -4,7 +4,12 @@ The Grain source is a list of *batches*, not of images: element s is this proces
 s, so a batch can be made anywhere and in any order. No JAX here: the workers never touch a device.
 """
 
+import functools
+import os
+import signal
+import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,11 +19,19 @@ import numpy as np
 from absl import flags
 
 from tood_jax.config import DataConfig
-from tood_jax.data.batching import FILLER, BatchPlan, Row, TrainPlan, evaluation_plan
+from tood_jax.data.batching import (
+    FILLER,
+    BatchPlan,
+    Row,
+    TrainPlan,
+    canvases,
+    evaluation_plan,
+    padding_share,
+)
 from tood_jax.data.coco import CocoSet, ImageRecord
 from tood_jax.data.decode import decode_image
 from tood_jax.data.errors import BrokenImageError, DataError
-from tood_jax.data.transforms import flip_horizontal, flip_vertical, resize, scale_boxes
+from tood_jax.data.transforms import flip_horizontal, flip_vertical, resize, resized_size, scale_boxes
 from tood_jax.types import Batch
 
 _SHOWN = 5  # broken files named in a summary
@@ -63,7 +76,7 @@ class DataCounts:
 
 
 class BatchStream:
-    """Iterator over this process's rows of the batches.
+    """Iterator over this process's rows of the batches; it closes itself at its end and at an error.
 
     Attributes:
         counts: what was left out in the batches taken so far.
@@ -81,11 +94,24 @@ class BatchStream:
 
     def __next__(self) -> Batch:
         if self._left == 0:
+            self.close()
             raise StopIteration
         start = time.perf_counter()
-        made = next(self._iterator)
+        try:
+            made = next(self._iterator)
+        except RuntimeError as error:
+            self.close()
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise DataError(
+                f"A data worker process was killed ({error}) Usually the memory ran out: lower data.workers or "
+                "data.prefetch_batches."
+            ) from None
         self.waiting_seconds += time.perf_counter() - start
-        if isinstance(made, str):  # an error, brought here as text: exceptions of workers arrive mangled
+        if isinstance(made, str):  # an error, brought here as text: exceptions of workers arrive mangled, or never
+            self.close()
+            if isinstance(made, _Crash):
+                raise RuntimeError(f"Making a batch failed:\n{made}")
             raise BrokenImageError(made)
         self._left -= 1
         batch, counts = made
@@ -95,8 +121,13 @@ class BatchStream:
     def close(self) -> None:
         """Ends the threads and worker processes."""
         close = getattr(self._iterator, "close", None)
+        self._iterator = iter(())  # Grain's own, if it lived to the interpreter's end, would complain there
         if close is not None:
             close()
+
+
+class _Crash(str):
+    """The traceback of an error that nobody foresaw."""
 
 
 class _BatchSource:
@@ -113,6 +144,8 @@ class _BatchSource:
             return self._make(self._plan_of(self._start + int(position)))
         except DataError as error:
             return str(error)
+        except Exception:
+            return _Crash(traceback.format_exc())
 
 
 def train_batches(
@@ -141,6 +174,21 @@ def eval_batches(
     return _stream(_BatchSource(plans.__getitem__, make, 0, len(plans)), data)
 
 
+def describe_batches(dataset: CocoSet, data: DataConfig, batch_size: int, seed: int) -> str:
+    """What the buckets make of a training set, for the log: "2 canvases, 4 % padding"."""
+    plan = TrainPlan(_sizes(dataset), data, batch_size, seed)
+    epoch = [plan.batch(step) for step in range(plan.epoch_steps)]
+    number = len({batch.canvas for batch in epoch})
+    text = f"{number} canvas{'es' if number > 1 else ''}, {padding_share(epoch):.0%} padding".replace("%", " %")
+    height, width = canvases(data)[-1]
+    resized = [
+        resized_size(one.height, one.width, data.train_short_side[1], data.max_long_side) for one in dataset.images
+    ]
+    if shrunk := sum(size[0] > height or size[1] > width for size in resized):
+        text += f", {shrunk} images shrunk because they fit none of data.buckets"
+    return text
+
+
 class BatchMaker:
     """Makes the rows of a batch from its plan.
 
@@ -166,6 +214,7 @@ class BatchMaker:
         return batch, counts
 
     def _sample(self, row: Row, counts: DataCounts) -> tuple[int, Sample] | None:
+        reason = ""
         for offset in range(len(self._images)):
             index = (row.index + offset) % len(self._images)
             try:
@@ -173,12 +222,13 @@ class BatchMaker:
             except BrokenImageError as error:
                 if self._data.broken_images == "fail":
                     raise BrokenImageError(f"{error} Or leave such images out with data.broken_images=skip.") from None
-                counts.broken[str(error)] += 1
+                reason = str(error)
+                counts.broken[reason] += 1
                 if not self._replace:
                     return None
                 continue
             return index, sample
-        raise DataError("Not one image of the set can be decoded.")
+        raise DataError(f"Not one image of the set can be decoded; the last one: {reason}")
 
 
 def load_sample(record: ImageRecord, row: Row, stand_in: bool = False) -> Sample:
@@ -258,6 +308,23 @@ def _stream(source: _BatchSource, data: DataConfig) -> BatchStream:
             flags.FLAGS.mark_as_parsed()
         per_worker = max(1, data.prefetch_batches // data.workers)
         iterable = iterable.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=per_worker)
+            grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=per_worker),
+            functools.partial(_begin_worker, os.getpid()),
         )
     return BatchStream(iter(iterable), len(source))
+
+
+def _begin_worker(parent: int, worker_index: int, worker_count: int) -> None:
+    """Run first in a worker process: Ctrl-C is the parent's affair, and no worker outlives its parent.
+
+    A terminal sends Ctrl-C to the workers too; without them the parent couldn't finish its step. And Grain's workers
+    would wait forever for a parent that was killed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,5 +1,6 @@
 """COCO AP of a model on a data set."""
 
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -33,11 +34,11 @@ def evaluate_set(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    found = list(detect_batches(detect_step, params, batch_stats, batches, mesh))
+    with contextlib.closing(batches):
+        found = list(detect_batches(detect_step, params, batch_stats, batches, mesh))
     results = coco_results(
         [(one.boxes, one.scores, one.labels) for one in found],
         [dataset.images[one.image_index].id for one in found],
         [one.id for one in dataset.classes],
     )
-    batches.close()
     return Evaluation(evaluate(dataset.ground_truth(), results), found, results, batches.counts.summary())

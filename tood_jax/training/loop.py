@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from tood_jax.config import Config, to_dict
 from tood_jax.data.batching import steps_per_epoch
 from tood_jax.data.coco import CocoSet
-from tood_jax.data.pipeline import train_batches
+from tood_jax.data.pipeline import describe_batches, train_batches
 from tood_jax.detectors.tood import Tood
 from tood_jax.training.checkpoints import CheckpointStore
 from tood_jax.training.optimizer import learning_rate_schedule, make_optimizer, scaled_learning_rate
@@ -99,7 +99,7 @@ def train(config: Config, *, model: Tood, train_set: CocoSet, mesh: Mesh, log: R
         if step >= plan.total_steps:
             log.say(f"{folder} is trained to its end (step {step}). Raise train.epochs to train on.")
             return Outcome(state, step, True, metrics)
-        _announce(config, plan, step, len(train_set.images), log)
+        _announce(config, plan, step, train_set, log)
         feed = _feed(config, train_set, plan, step)
         with StopRequest(log.say) as stop, contextlib.closing(feed):
             pace = Pace(feed)
@@ -228,13 +228,14 @@ def _next(feed: Any, mesh: Mesh) -> tuple[Batch, Batch]:
     return batch, put_batch(batch, mesh)
 
 
-def _announce(config: Config, plan: Plan, step: int, num_images: int, log: RunLog) -> None:
+def _announce(config: Config, plan: Plan, step: int, train_set: CocoSet, log: RunLog) -> None:
     rate = scaled_learning_rate(config.optimizer, config.train.batch_size)
     warm = warmup_steps(config, plan.epoch_steps)
     log.say(
-        f"Training {config.name} on {num_images} images: {config.train.epochs} epochs of {plan.epoch_steps} steps of "
+        f"Training {config.name} on {len(train_set.images)} images: {config.train.epochs} epochs of {plan.epoch_steps} steps of "
         f"{config.train.batch_size} images; learning rate {rate:g}; ATSS up to step {warm}, task-aligned from there; "
-        f"{jax.device_count()} {jax.devices()[0].platform} device(s), {config.train.precision}."
+        f"{jax.device_count()} {jax.devices()[0].platform} device(s), {config.train.precision}; "
+        f"{describe_batches(train_set, config.data, config.train.batch_size, config.train.seed)}."
     )
     if config.optimizer.warmup_steps > plan.total_steps // 3:
         log.say(
