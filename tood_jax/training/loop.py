@@ -232,8 +232,8 @@ def _announce(config: Config, plan: Plan, step: int, train_set: CocoSet, log: Ru
     rate = scaled_learning_rate(config.optimizer, config.train.batch_size)
     warm = warmup_steps(config, plan.epoch_steps)
     log.say(
-        f"Training {config.name} on {len(train_set.images)} images: {config.train.epochs} epochs of {plan.epoch_steps} steps of "
-        f"{config.train.batch_size} images; learning rate {rate:g}; ATSS up to step {warm}, task-aligned from there; "
+        f"Training {config.name} on {len(train_set.images)} images: {config.train.epochs} epochs of "
+        f"{plan.epoch_steps} steps of {config.train.batch_size} images; learning rate {rate:g}; ATSS up to step {warm}, task-aligned from there; "
         f"{jax.device_count()} {jax.devices()[0].platform} device(s), {config.train.precision}; "
         f"{describe_batches(train_set, config.data, config.train.batch_size, config.train.seed)}."
     )
