@@ -231,11 +231,12 @@ def _next(feed: Any, mesh: Mesh) -> tuple[Batch, Batch]:
 def _announce(config: Config, plan: Plan, step: int, train_set: CocoSet, log: RunLog) -> None:
     rate = scaled_learning_rate(config.optimizer, config.train.batch_size)
     warm = warmup_steps(config, plan.epoch_steps)
+    padding = describe_batches(train_set, config.data, config.train.batch_size, config.train.seed)
     log.say(
         f"Training {config.name} on {len(train_set.images)} images: {config.train.epochs} epochs of "
-        f"{plan.epoch_steps} steps of {config.train.batch_size} images; learning rate {rate:g}; ATSS up to step {warm}, task-aligned from there; "
-        f"{jax.device_count()} {jax.devices()[0].platform} device(s), {config.train.precision}; "
-        f"{describe_batches(train_set, config.data, config.train.batch_size, config.train.seed)}."
+        f"{plan.epoch_steps} steps of {config.train.batch_size} images; learning rate {rate:g}; ATSS up to step "
+        f"{warm}, task-aligned from there; {jax.device_count()} {jax.devices()[0].platform} device(s), "
+        f"{config.train.precision}; {padding}."
     )
     if config.optimizer.warmup_steps > plan.total_steps // 3:
         log.say(
