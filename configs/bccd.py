@@ -6,7 +6,8 @@
 
 Needs: the BCCD set in COCO format (by default in data/bccd) and two CPU cores. A good start for any small set of your
     own: name its folders as above. No pre-trained weights are used.
-Time and score: docs/training.md.
+Time: 13 minutes on two AMD EPYC cores (without a GPU), shared with other jobs.
+Score: AP 57.6, AP50 89.5 on its val split (measured; docs/training.md has the table).
 """
 
 from tood_jax.config import (
