@@ -53,7 +53,21 @@ class Options:
     """Use JAX's persistent compilation cache where one is set; compile times then say nothing."""
 
 
-# options
+
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """Of the benchmarks that run a whole model; the config's batch size isn't used."""
+
+    batch: int = 2
+    """Images a step, over all devices."""
+    height: int = 256
+    """Canvas height, pixels, a multiple of 32."""
+    width: int = 256
+    """Canvas width, pixels, a multiple of 32."""
+    classes: int = 80
+    """C."""
+    devices: int = 1
+    """Devices to use; 0 for all."""
 
 
 def read_options(args_type: type[Args], argv: Sequence[str], name: str, description: str) -> Args:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import jax
 
 from benchmarks.common import (
-    Options,
+    ModelOptions,
     Report,
     begin_report,
     compile_program,
@@ -41,19 +41,8 @@ NAME = "inference"
 
 
 @dataclass(frozen=True)
-class Args(Options):
-    """Of the benchmark; the config's batch size isn't used."""
-
-    batch: int = 2
-    """Images a step, over all devices; one image alone is measured besides, on the first device."""
-    height: int = 256
-    """Canvas height, pixels, a multiple of 32."""
-    width: int = 256
-    """Canvas width, pixels, a multiple of 32."""
-    classes: int = 80
-    """C."""
-    devices: int = 1
-    """Devices to use; 0 for all."""
+class Args(ModelOptions):
+    """One image alone is measured besides the batch, on the first device."""
 
 
 def main(argv: Sequence[str] | None = None) -> Report:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common import (
-    Options,
+    ModelOptions,
     Report,
     begin_report,
     compile_program,
@@ -43,21 +43,11 @@ STEPS_PER_EPOCH = 1000  # any number: it only places the end of the warm-up
 
 
 @dataclass(frozen=True)
-class Args(Options):
-    """Of the benchmark; the config's batch size isn't used."""
+class Args(ModelOptions):
+    """Of the training step."""
 
-    batch: int = 2
-    """Images a step, over all devices."""
-    height: int = 256
-    """Canvas height, pixels, a multiple of 32."""
-    width: int = 256
-    """Canvas width, pixels, a multiple of 32."""
     objects: int = 8
     """Objects an image; padded to the config's data.max_objects."""
-    classes: int = 80
-    """C."""
-    devices: int = 1
-    """Devices to use; 0 for all."""
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
