@@ -53,7 +53,6 @@ class Options:
     """Use JAX's persistent compilation cache where one is set; compile times then say nothing."""
 
 
-
 @dataclass(frozen=True)
 class ModelOptions(Options):
     """Of the benchmarks that run a whole model; the config's batch size isn't used."""
