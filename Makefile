@@ -3,7 +3,7 @@ PY := .venv/bin/python
 DEMO_DATA := build/demo_data
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help env demo test test-slow lint types clean-demo
+.PHONY: help env demo test test-slow test-torch lint types clean-demo
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -22,10 +22,14 @@ clean-demo:  ## forget the demo, so that the next one starts anew
 	rm -rf runs/demo $(DEMO_DATA)
 
 test: env  ## the tests (under 15 minutes on two cores)
-	@$(PY) -m pytest -m "not slow"
+	@$(PY) -m pytest -m "not slow and not torch"
 
 test-slow: env  ## the long checks
-	@$(PY) -m pytest -m slow
+	@$(PY) -m pytest -m "slow and not torch"
+
+test-torch: env  ## the checks that need PyTorch (its CPU build is installed into .venv, once)
+	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install --quiet --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
+	@$(PY) -m pytest -m torch
 
 lint: env  ## ruff
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -33,7 +33,7 @@ from benchmarks.common import (
 from tood_jax.assigners.atss import assign_atss_batch
 from tood_jax.assigners.task_aligned import assign_task_aligned_batch
 from tood_jax.config import HeadConfig
-from tood_jax.detectors.tood import canvas_pyramid
+from tood_jax.detectors.detector import canvas_pyramid
 from tood_jax.geometry.pyramid import cells_in_image
 
 NAME = "assigners"

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from tood_jax.cli.options import parse
 from tood_jax.config import Config, to_dict
-from tood_jax.detectors.tood import Tood, canvas_pyramid
+from tood_jax.detectors.detector import Detector, canvas_pyramid
 from tood_jax.training.sharding import make_mesh
 from tood_jax.typed import to_plain
 from tood_jax.types import Batch, Predictions
@@ -261,7 +261,7 @@ def mesh_of(devices: int) -> Mesh:
     return make_mesh(jax.devices()[: devices or None])
 
 
-def filled_variables(model: Tood, seed: int) -> tuple[Any, Any]:
+def filled_variables(model: Detector, seed: int) -> tuple[Any, Any]:
     """(params, batch_stats) of a model, on the host: scaled noise in the kernels, 1 in scales and variances, else 0.
 
     Speed doesn't depend on the values, and this takes a second where the model's own initialisation takes many.

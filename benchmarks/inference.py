@@ -33,7 +33,7 @@ from benchmarks.common import (
     read_options_and_config,
 )
 from tood_jax.build import build_model
-from tood_jax.detectors.tood import tood_detections
+from tood_jax.detectors.detector import detections
 from tood_jax.evaluation.predict import compile_detect_step
 from tood_jax.training.sharding import put_batch, replicated
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
         if name == "post-processing alone":
             pred = jax.device_put(random_predictions(host_batch, args.classes, args.seed), batch.images.sharding)
             arguments: tuple = (pred, batch)
-            function = jax.jit(lambda pred, batch: tood_detections(pred, batch, config.detect))
+            function = jax.jit(lambda pred, batch: detections(pred, batch, config))
         else:
             arguments = (*jax.device_put(variables, replicated(mesh)), batch)
             function = compile_detect_step(model, config, mesh)  # type: ignore[assignment]

@@ -88,11 +88,12 @@ def main(argv: Sequence[str] | None = None) -> Report:
         """One step from a given step count; the state's buffers are used up and replaced."""
         nonlocal state
         state, found = program.run(state._replace(step=jax.device_put(np.int32(number), everywhere)), batch)
-        metrics[phase] = {name: float(found[name]) for name in ("loss", "finite", "task_aligned")}
+        metrics[phase] = {name: float(found[name]) for name in ("loss", "finite", "task_aligned") if name in found}
         return state
 
     warm = warmup_steps(config, STEPS_PER_EPOCH)
-    phases = {"task_aligned": warm} if warm == 0 else {"warmup_atss": 0, "task_aligned": warm}
+    assigner = config.learning.assigner
+    phases = {assigner: warm} if warm == 0 else {"warmup_atss": 0, assigner: warm}
     timings = interleaved({name: functools.partial(run, name, number) for name, number in phases.items()}, args.repeats)
 
     results = [

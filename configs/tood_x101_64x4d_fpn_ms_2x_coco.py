@@ -1,11 +1,11 @@
 """TOOD, ResNeXt-101 64×4d, multi-scale, 24 epochs.
 
-    python train.py --config configs/tood_x101_64x4d_fpn_ms_2x_coco.py
+    python train.py --config configs/tood_x101_64x4d_fpn_ms_2x_coco.py --init_from resnext101_64x4d.pth
 
 Needs: COCO 2017 in data/coco (train2017, val2017, annotations) and a ResNeXt-101 64×4d trained on ImageNet
-    (the published score began with open-mmlab's). The stem and stage 1 are frozen: without such weights, which
-    train.py doesn't load yet, the score is out of reach. 16 images a step; another --train.batch_size scales the
-    learning rate with it. Where they don't fit in memory: --train.precision=bfloat16, or --train.accumulate_steps=2.
+    (torchvision's, timm's or open-mmlab's file, docs/weights.md; the published score began with open-mmlab's): the
+    stem and stage 1 are frozen. 16 images a step; another --train.batch_size scales the learning rate with it.
+    Where they don't fit in memory: --train.precision=bfloat16, or --train.accumulate_steps=2.
 Time: 24 epochs of about 7,330 steps; not measured here.
 Score: published: AP 47.6 on val2017 (mmdetection's model zoo).
 """
@@ -17,6 +17,7 @@ from tood_jax.config import (
     DetectConfig,
     HeadConfig,
     LearningConfig,
+    LossConfig,
     NeckConfig,
     OptimizerConfig,
     SplitConfig,
@@ -29,8 +30,9 @@ def config() -> Config:
         name="tood_x101_64x4d_fpn_ms_2x_coco",
         backbone=BackboneConfig(depth=101, groups=64, width_per_group=4, norm="frozen_batch", frozen_stages=1),
         neck=NeckConfig(channels=256, norm="none"),
-        head=HeadConfig(channels=256, num_convs=6, norm_groups=32, anchor_type="anchor_free", anchor_scale=8.0),
-        learning=LearningConfig(warmup_epochs=4.0, atss_topk=9, topk=13, alpha=1.0, beta=6.0, box_loss_weight=2.0),
+        head=HeadConfig(channels=256, num_convs=6, norm_groups=32, box_coding="exp_distances", anchor_scale=8.0),
+        learning=LearningConfig(warmup_epochs=4.0, atss_topk=9, topk=13, alpha=1.0, beta=6.0),
+        loss=LossConfig(box_loss_weight=2.0),
         data=DataConfig(
             train=SplitConfig(
                 images="data/coco/train2017", annotations="data/coco/annotations/instances_train2017.json"

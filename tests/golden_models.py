@@ -8,6 +8,7 @@ import dataclasses
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,14 @@ import optax
 
 from tests.goldens.weights import image_batch, named_array
 from tood_jax.build import build_model
+from tood_jax.cli.options import load_config
 from tood_jax.config import BackboneConfig, Config, HeadConfig
-from tood_jax.detectors.tood import tood_detections, tood_losses
+from tood_jax.detectors.detector import detections
+from tood_jax.detectors.losses import detection_losses, loss_parts
 from tood_jax.training.optimizer import make_optimizer
 from tood_jax.types import Batch
-from tood_jax.weights.mmdetection import export_state_dict, import_state_dict
+from tood_jax.weights.mapping import export_state_dict, import_state_dict
+from tood_jax.weights.naming import is_ignored
 
 FOLDER = Path(__file__).parent / "goldens"
 R50, R50_ANCHOR_BASED, X101 = NAMES = (
@@ -28,6 +32,14 @@ R50, R50_ANCHOR_BASED, X101 = NAMES = (
     "tood_r50_fpn_anchor-based_1x_coco",
     "tood_x101-64x4d_fpn_ms-2x_coco",
 )
+FCOS, GFL = "fcos_r50_fpn_gn_head_center", "gfl_r50_fpn_1x_coco"
+RIVALS = {  # golden file → config in configs/rivals
+    "atss_r50_fpn_1x_coco": "atss_r50_fpn_1x_coco",
+    GFL: "gfl_r50_fpn_1x_coco",
+    "retinanet_r50_fpn_1x_coco": "retinanet_r50_fpn_1x_coco",
+    FCOS: "fcos_r50_fpn_1x_coco",
+    "fovea_r50_fpn_4xb4-1x_coco": "fovea_r50_fpn_1x_coco",
+}
 NUM_CLASSES = 80
 
 # Image 0, objects 3 and 4: two cells lie at exactly equal distance at the 9th place of ATSS; torch.topk's choice among
@@ -36,26 +48,48 @@ TIE_NUDGE = np.zeros((2, 6, 4), np.float32)
 TIE_NUDGE[0, 3] = [1e-4, 0, 1e-4, 0]
 TIE_NUDGE[0, 4] = [0, -1e-4, 0, -1e-4]
 
-# One pre-activation of 7e-6 amid values of size 10 has its sign, and so its ReLU's gradient, decided by rounding: head
-# inter_5_norm, level P4, image 0, row 7, column 3, channel 123. Twice that off the bias puts it where torch has it.
-RELU_PLACE = {"layer": "inter_5_norm", "level": 1, "cell": (0, 7, 3), "channel": 123}
-RELU_NUDGE = -1.4e-5
+
+class ReluAccident(NamedTuple):
+    """A pre-activation amid values of size 4–10 so near 0 that rounding decides its sign, and so its ReLU's gradient.
+
+    `nudge` on the bias of its channel puts it where torch has it.
+    """
+
+    phase: str
+    layer: tuple[str, ...]
+    level: int
+    cell: tuple[int, int, int]  # image, row, column
+    channel: int
+    nudge: float
+
+
+RELU_ACCIDENTS = {
+    R50: ReluAccident("tal", ("head", "inter_5_norm"), 1, (0, 7, 3), 123, -1.4e-5),
+    FCOS: ReluAccident("atss", ("head", "reg_tower", "conv_2_norm"), 0, (0, 10, 11), 91, 1e-6),
+}
+
+
+def _file(name: str) -> Path:
+    file = FOLDER / name
+    return file if file.exists() else FOLDER / "rivals" / name
 
 
 def golden_config(name: str) -> Config:
     """The config of a published model's architecture."""
+    if name in RIVALS:
+        return load_config(str(FOLDER.parents[1] / "configs" / "rivals" / f"{RIVALS[name]}.py"))
     config = Config(name=name)
     if name == R50_ANCHOR_BASED:
-        return dataclasses.replace(config, head=HeadConfig(anchor_type="anchor_based"))
+        return dataclasses.replace(config, head=HeadConfig(box_coding="anchor_deltas"))
     if name == X101:
         return dataclasses.replace(config, backbone=BackboneConfig(depth=101, groups=64, width_per_group=4))
     return config
 
 
 def golden_manifest(name: str) -> dict[str, tuple[int, ...]]:
-    """PyTorch name → shape of every tensor of a published checkpoint, but the counters `num_batches_tracked`."""
-    manifest = json.loads((FOLDER / f"{name}.manifest.json").read_text())
-    return {key: tuple(shape) for key, shape in manifest.items() if not key.endswith("num_batches_tracked")}
+    """PyTorch name → shape of every tensor of a published checkpoint, but constants and counters."""
+    manifest = json.loads(_file(f"{name}.manifest.json").read_text())
+    return {key: tuple(shape) for key, shape in manifest.items() if not is_ignored(key)}
 
 
 def golden_ops():
@@ -98,7 +132,7 @@ class GoldenModel:
         self.name = name
         self.config = golden_config(name)
         self.model = build_model(self.config, NUM_CLASSES)
-        self.numbers = dict(np.load(FOLDER / f"{name}.npz"))
+        self.numbers = dict(np.load(_file(f"{name}.npz")))
         state_dict = {key: named_array(key, shape) for key, shape in golden_manifest(name).items()}
         self.variables = import_state_dict(state_dict, self.config)
         self.batch = jax.tree.map(jnp.asarray, golden_batch())
@@ -118,8 +152,9 @@ class GoldenModel:
 
     @cached_property
     def forward(self):
-        """(predictions, C2–C5, P3–P7, the pre-activations of RELU_PLACE's layer a level), and detections."""
-        names = ("backbone", "neck", RELU_PLACE["layer"])
+        """(predictions, C2–C5, P3–P7, the pre-activations of the ReLU accident's layer a level), and detections."""
+        accident = RELU_ACCIDENTS.get(self.name)
+        names = ("backbone", "neck", *([accident.layer[-1]] if accident else []))
 
         @jax.jit
         def run(variables, images):
@@ -131,8 +166,10 @@ class GoldenModel:
             )
             state = state["intermediates"]
             c, p = state["backbone"]["__call__"][0], state["neck"]["__call__"][0]
-            before_relu = state["head"][RELU_PLACE["layer"]]["__call__"]
-            return pred, c, p, before_relu, tood_detections(pred, self.batch, self.config.detect)
+            before_relu = state
+            for name in (*accident.layer, "__call__") if accident else ():
+                before_relu = before_relu[name]
+            return pred, c, p, before_relu, detections(pred, self.batch, self.config)
 
         return jax.device_get(run(self.variables, self.images))
 
@@ -143,7 +180,7 @@ class GoldenModel:
         def loss(params, gt_boxes, gt_mask, aligned):
             pred = self.model.apply({**self.variables, "params": params}, self.images, train=True)
             batch = self.batch._replace(gt_boxes=gt_boxes, gt_mask=gt_mask)
-            losses = tood_losses(pred, batch, aligned, learning=self.config.learning)
+            losses = detection_losses(pred, batch, aligned, self.config)
             return losses.total, losses
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -151,18 +188,21 @@ class GoldenModel:
     def learn(self, phase: str, params=None):
         """`value_and_grad` of a golden phase: atss, tal, atss_empty or tal_empty."""
         aligned = phase.startswith("tal")
-        boxes = self.batch.gt_boxes + (0 if aligned else TIE_NUDGE)
+        by_atss = self.config.learning.assigner in ("atss", "task_aligned") and not aligned
+        boxes = self.batch.gt_boxes + (TIE_NUDGE if by_atss else 0)
         mask = self.batch.gt_mask
         if phase.endswith("_empty"):
             mask = mask.at[1].set(False)
         return self.value_and_grad(self.variables["params"] if params is None else params, boxes, mask, aligned)
 
     def nudged_params(self, phase: str):
-        """The parameters with RELU_NUDGE where it belongs."""
-        params = self.variables["params"]
-        if (self.name, phase) == (R50, "tal"):
-            params = copy.deepcopy(params)
-            params["head"][RELU_PLACE["layer"]]["norm"]["bias"][RELU_PLACE["channel"]] += RELU_NUDGE
+        """The parameters with the ReLU accident's nudge where it belongs."""
+        params, accident = self.variables["params"], RELU_ACCIDENTS.get(self.name)
+        if accident and accident.phase == phase:
+            layer = params = copy.deepcopy(params)
+            for name in accident.layer:
+                layer = layer[name]
+            layer["norm"]["bias"][accident.channel] += accident.nudge
         return params
 
     def gradients(self, phase: str) -> dict[str, np.ndarray]:
@@ -171,7 +211,7 @@ class GoldenModel:
         return export_state_dict({**self.variables, "params": jax.device_get(gradients)}, self.config)
 
     def trajectory(self, phase: str, steps: int):
-        """Losses (cls, box) [steps, 2] before each SGD step at a constant rate, and the parameters at the end."""
+        """Losses (cls, box, …) [steps, parts] before each SGD step at a constant rate, and the last parameters."""
         optimizer = make_optimizer(self.config, optax.constant_schedule(1e-3))
 
         @jax.jit
@@ -183,6 +223,6 @@ class GoldenModel:
         state, rows = optimizer.init(params), []
         for _ in range(steps):
             (_, losses), gradients = self.learn(phase, params)
-            rows.append([float(losses.cls.sum()), float(losses.box.sum())])
+            rows.append([float(getattr(losses, part).sum()) for part in loss_parts(self.config)])
             params, state = update(params, state, gradients)
         return np.array(rows), jax.device_get(params)

@@ -17,13 +17,13 @@ from tood_jax.config import (
     Config,
     ConfigError,
     DataConfig,
-    check,
+    HeadConfig,
     from_dict,
     load_config_json,
     save_config,
     to_dict,
-    warnings,
 )
+from tood_jax.config_rules import check, warnings
 from tood_jax.typed import expected, leaf_hints
 
 
@@ -132,7 +132,7 @@ def test_missing_fields_keep_their_defaults_and_integers_serve_as_floats():
             {"backbone": {"norm": "grop"}},
             "backbone.norm = 'grop' must be one of frozen_batch, batch, group. Did you mean group?",
         ),
-        ({"neck": 3}, "neck = 3 must be a group of fields (channels, norm)."),
+        ({"neck": 3}, "neck = 3 must be a group of fields (channels, norm, extra_levels, relu_before_p7)."),
     ],
 )
 def test_unknown_and_ill_typed_fields_are_named(values, sentence):
@@ -180,10 +180,43 @@ def test_every_type_of_the_schema_has_words():
             {"backbone": BackboneConfig(width=16, norm="group", frozen_stages=-1)},
             "backbone.width = 16 must be a multiple of head.norm_groups = 32.",
         ),
+        ({"backbone__deformable_stages": (1, 2)}, "backbone.deformable_stages = (1, 2) must be from 2 to 4."),
+        (
+            {"backbone": BackboneConfig(depth=18, deformable_stages=(3, 4))},
+            "backbone.deformable_stages = (3, 4) needs bottlenecks: depth 50 or 101.",
+        ),
+        (
+            {"head__norm": "none"},
+            "head.kind = t_head has GroupNorm and no bias in its tower: set norm = group and tower_bias = False.",
+        ),
+        (
+            {"head": HeadConfig(kind="parallel", deformable_convs=1)},
+            "head.deformable_convs = 1 is for head.kind = t_head; a parallel head takes 0.",
+        ),
+        ({"head__deformable_convs": 7}, "head.deformable_convs = 7 exceeds head.num_convs = 6."),
+        (
+            {"learning__assigner": "atss", "loss__box_weight": "centerness"},
+            "loss.cls_target = alignment needs learning.assigner = task_aligned, not atss.",
+        ),
+        (
+            {"loss__box": "l1"},
+            "loss.box = l1 learns the raw numbers of a cell's own box: it needs head.alignment = False and another "
+            "head.box_coding than binned_distances; or set loss.box = giou.",
+        ),
+        (
+            {"learning__negative_iou": 0.6},
+            "learning.negative_iou = 0.6 must not exceed learning.positive_iou = 0.5.",
+        ),
     ],
 )
 def test_check_says_what_is_wrong(values, sentence):
     assert problems(changed(**values)) == [sentence]
+
+
+def test_several_anchors_a_cell_need_a_parallel_head_and_max_iou():
+    found = problems(changed(head__anchor_octaves=3))
+    assert [sentence.startswith("3 anchors a cell") for sentence in found] == [True, True]
+    assert ["head.kind = parallel" in found[0], "learning.assigner = max_iou" in found[1]] == [True, True]
 
 
 def test_check_on_blocks_and_groups():
@@ -218,6 +251,7 @@ def test_check_lists_all_problems_at_once():
         ({"backbone__norm": "group"}, "backbone.frozen_stages = 1 freezes layers with GroupNorm"),
         ({"detect__score_threshold": 0.3}, "lowers AP"),
         ({"detect__max_detections": 50}, "lowers AP and AR100"),
+        ({"data__threads": 8}, "data.threads = 8 exceeds data.prefetch_batches = 4"),
     ],
 )
 def test_warnings_name_what_is_probably_not_meant(values, words):
@@ -229,3 +263,24 @@ def test_warnings_name_what_is_probably_not_meant(values, words):
 def test_lists_in_a_handwritten_config_become_tuples():
     config = dataclasses.replace(Config(), data=DataConfig(train_short_side=[480, 800]))  # type: ignore[arg-type]
     assert from_dict(to_dict(config)).data.train_short_side == (480, 800)
+
+
+@pytest.mark.parametrize(("changes", "complaint"), [
+    ({"train": {"compiler_options": ("xla_tpu_run_space_to_batch",)}}, "must be name=value"),
+    ({"train": {"pack_levels": "always"}, "parallel": {"space": 2}}, r"needs parallel\.space = 1"),
+    ({"train": {"pack_levels": "always"}, "head": {"kind": "parallel"}}, r"is for head\.kind = t_head"),
+])  # fmt: skip
+def test_how_a_program_is_computed(changes, complaint):
+    config = Config()
+    config = dataclasses.replace(
+        config, **{group: dataclasses.replace(getattr(config, group), **fields) for group, fields in changes.items()}
+    )
+    with pytest.raises(ConfigError, match=complaint):
+        check(config)
+
+
+def test_compiler_options_by_name():
+    train = dataclasses.replace(Config().train, compiler_options=("a_flag=false", "another=x=y"))
+    config = dataclasses.replace(Config(), train=train)
+    check(config)
+    assert config.compiler_options == {"a_flag": "false", "another": "x=y"}

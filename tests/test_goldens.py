@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.golden_models import (
+    FCOS,
     NAMES,
     R50,
     R50_ANCHOR_BASED,
-    RELU_PLACE,
+    RELU_ACCIDENTS,
     TIE_NUDGE,
     X101,
     GoldenModel,
@@ -24,7 +25,11 @@ from tood_jax.training.optimizer import trained_mask
 PHASES = ("atss", "tal", "atss_empty", "tal_empty")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+_SLOW = {R50_ANCHOR_BASED, X101}  # R50 stays with the quick tests; CI runs all three
+_GOLDENS = [pytest.param(name, marks=pytest.mark.slow if name in _SLOW else ()) for name in NAMES]
+
+
+@pytest.fixture(scope="module", params=_GOLDENS)
 def golden(request):
     model = GoldenModel(request.param)
     yield model
@@ -94,19 +99,25 @@ def test_gradients(golden, phase):
         assert "running" in name or not gradients[name].any(), f"{name} is frozen and has a gradient"
 
 
+_TRAJECTORY_LIMITS = {  # phase → step, counted from 1 → largest relative deviation of the two losses
+    "atss": {1: 1e-3, 2: 1e-3, 3: 1e-3, 10: 0.05},
+    "tal": {1: 1e-3, 2: 1e-3, 3: 1e-3, 4: 0.03, 5: 0.03, 10: 0.5},
+}
+
+
 @pytest.mark.parametrize("phase", ["atss", "tal"])
-@pytest.mark.parametrize("golden", [R50, R50_ANCHOR_BASED, pytest.param(X101, marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize("golden", _GOLDENS, indirect=True)
 def test_trajectory(golden, phase):
     """Ten SGD steps. The assignment is discrete, so rounding grows from step to step: the first three are held to 1e-3.
 
-    The tenth of the warm-up is within 1 %. In the task-aligned phase our own runs in float32 and in float64, which
-    agree to 1e-4 at the fourth step, are up to 20 % apart at the tenth (docs/numerics.md), so it is held to 25 %.
+    The tenth of the warm-up is held to 5 %. In the task-aligned phase a difference grows about threefold a step, and
+    our own runs in float32 and float64 are 20 % apart at the tenth (docs/numerics.md), as are two processors: the
+    fourth and fifth step are held to 3 %, and the tenth to a half, which only says that training goes the same way.
     """
     rows, params = golden.trajectory(phase, 10)
-    for step in (0, 1, 2, 9):
-        limit = 1e-3 if step < 3 else {"atss": 0.05, "tal": 0.25}[phase]
-        what = f"{phase}_{'steps_1-3' if step < 3 else 'step_10'}"
-        golden.compare(what, rows[step] / golden.numbers[f"traj_{phase}"][step], [1, 1], limit)
+    for step, limit in _TRAJECTORY_LIMITS[phase].items():
+        what = f"{phase}_{'steps_1-3' if step <= 3 else f'step_{step}'}"
+        golden.compare(what, rows[step - 1] / golden.numbers[f"traj_{phase}"][step - 1], [1, 1], limit)
     start = golden.nudged_params(phase)
     for trained, before, after in zip(
         jax.tree.leaves(trained_mask(start, golden.config.backbone)),
@@ -132,8 +143,9 @@ def test_atss_has_a_tie_where_it_is_nudged():
         assert ninth < tenth
 
 
-@pytest.mark.parametrize("golden", [R50], indirect=True)
+@pytest.mark.parametrize("golden", [R50, FCOS], indirect=True)
 def test_a_relu_is_at_zero_where_it_is_nudged(golden):
-    before = golden.forward[3][RELU_PLACE["level"]]
-    assert abs(before[(*RELU_PLACE["cell"], RELU_PLACE["channel"])]) < 2e-5
+    accident = RELU_ACCIDENTS[golden.name]
+    before = golden.forward[3][accident.level]
+    assert abs(before[(*accident.cell, accident.channel)]) < 2e-5
     assert np.abs(before).max() > 4

@@ -13,19 +13,21 @@ PACKAGE = Path(__file__).resolve().parent.parent / "tood_jax"
 FLOORS = [  # from the ground up; rooms on one floor don't import each other
     {"types", "typed"},
     {"config"},
+    {"config_rules"},
     {"geometry"},
     {"assigners", "losses", "networks", "postprocess", "data"},
     {"detectors"},
     {"visualize"},
     {"training"},
     {"evaluation", "weights"},
-    {"export"},
+    {"export", "torch_reference"},
     {"build"},
+    {"ahead_of_time"},
     {"cli"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 MAY_VISUALIZE = {"training", "cli"}
-WITHOUT_JAX = {"types", "typed", "config", "data"}
+WITHOUT_JAX = {"types", "typed", "config", "config_rules", "data"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "jaxtyping"}
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.golden_models import golden_ops
-from tood_jax.postprocess import detect, nms, select_candidates
+from tood_jax.postprocess import detect, nms, select_candidates, vote
 
 SLICES = (slice(0, 4), slice(4, 6))
 
@@ -81,15 +81,12 @@ def test_nothing_to_suppress():
 
 def test_candidates_are_the_best_pairs_of_each_level():
     scores = jnp.asarray([[0.9, 0.1], [0.2, 0.8], [0.05, 0.3], [0.7, 0.7], [0.5, 0.0], [0.4, 0.6]])
-    boxes = jnp.arange(24.0).reshape(6, 4)
     valid = jnp.asarray([True, True, True, False, True, True])
-    found, best, labels = select_candidates(
-        scores, boxes, valid, level_slices=SLICES, score_threshold=0.15, per_level=3
-    )
+    found, best, labels = select_candidates(scores, valid, level_slices=SLICES, score_threshold=0.15, per_level=3)
     np.testing.assert_allclose(best, [0.9, 0.8, 0.3, 0.6, 0.5, 0.4])
     np.testing.assert_array_equal(labels, [0, 1, 1, 1, 0, 0])
-    np.testing.assert_array_equal(found, boxes[jnp.array([0, 1, 2, 5, 4, 5])])
-    _, best, _ = select_candidates(scores, boxes, valid, level_slices=SLICES, score_threshold=0.5, per_level=100)
+    np.testing.assert_array_equal(found, [0, 1, 2, 5, 4, 5])
+    _, best, _ = select_candidates(scores, valid, level_slices=SLICES, score_threshold=0.5, per_level=100)
     assert best.shape == (8 + 4,)  # clamped to the level's pairs
     np.testing.assert_allclose(best[best > 0], [0.9, 0.8, 0.6])  # above the threshold, not at it
 
@@ -137,3 +134,35 @@ def test_images_are_independent():
     for i, one in enumerate((a, b)):
         alone = detect(**one, level_slices=SLICES, max_detections=5)
         jax.tree.map(lambda x, y, i=i: np.testing.assert_array_equal(x[i], y[0]), found, alone)
+
+
+def test_quality_enters_after_the_selection():
+    """The product orders and scores the detections, while threshold and top-k see the class score alone."""
+    quality = jnp.asarray([[0.1, 1.0, 1.0, 1.0, 1.0, 1.0]])
+    plain = detect(**one_image(), level_slices=SLICES, max_detections=6)
+    product = detect(**one_image(quality=quality), level_slices=SLICES, max_detections=6)
+    mean = detect(**one_image(quality=quality), level_slices=SLICES, max_detections=6, geometric_mean=True)
+    assert float(plain.scores[0, 0]) == pytest.approx(0.9)
+    assert float(product.scores[0, 0]) == pytest.approx(0.8)  # the box of 0.9 · 0.1 = 0.09 is suppressed by this one
+    assert float(mean.scores[0, 0]) == pytest.approx(0.8**0.5)
+
+
+def test_the_margin_of_the_clip():
+    image = one_image()
+    clipped = detect(**image, level_slices=SLICES, max_detections=6, clip_boxes=True, clip_margin=1.0)
+    assert float(clipped.boxes[0, :, 2].max()) == (16 - 1) / 4  # width 16, scale 4
+    assert float(clipped.boxes[0, :, 3].max()) <= (12 - 1) / 2
+
+
+@given(st.integers(0, 999))
+def test_voting_equals_a_plain_loop(seed):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 20, (12, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(2, 15, (12, 2))], axis=1).astype(np.float32)
+    scores, labels = rng.uniform(0, 1, 12).astype(np.float32), rng.integers(0, 2, 12).astype(np.int32)
+    scores[-3:] = 0  # no candidates
+    voted = jax.jit(vote)(boxes[:4], labels[:4], boxes, scores, labels)
+    for i in range(4):
+        near = plain_iou(boxes[i], boxes)
+        weight = np.exp(-((1 - near) ** 2) / 0.025) * scores * (near > 0.01) * (labels == labels[i])
+        np.testing.assert_allclose(voted[i], (weight[:, None] * boxes).sum(axis=0) / weight.sum(), rtol=1e-4)

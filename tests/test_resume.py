@@ -1,26 +1,16 @@
 """Runs that are killed, stopped or broken go on as if nothing had happened (the real train.py, in processes)."""
 
-import dataclasses
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from tests.tiny import tiny_config
-from tood_jax.config import save_config
+from tests.runs import assert_equal_runs, final_state, finish, rows, start, wait_for_step
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
 from tood_jax.training.checkpoints import open_checkpoint
-
-ROOT = Path(__file__).resolve().parent.parent
-NOT_COMPARED = ("time", "speed")  # of a line of metrics.jsonl: they tell of the machine, not of the run
 
 
 @pytest.fixture(scope="module")
@@ -30,62 +20,11 @@ def data(tmp_path_factory):
     return folder
 
 
-def start(data, workdir, learning_rate=0.02, **train):
-    """train.py on the tiny config, in a process of its own, on one device."""
-    workdir.parent.mkdir(parents=True, exist_ok=True)
-    path = workdir.parent / f"{workdir.name}.json"
-    config = tiny_config(data, workdir, **train)
-    optimizer = dataclasses.replace(config.optimizer, learning_rate=learning_rate)
-    save_config(dataclasses.replace(config, optimizer=optimizer), path)
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
-    command = [sys.executable, "train.py", "--config", str(path)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finish(process, status=0):
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == status, output
-    return output
-
-
-def rows(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in NOT_COMPARED} for line in lines]
-
-
-def final_state(workdir):
-    checkpoint = open_checkpoint(workdir, "latest")
-    return checkpoint.step, checkpoint.arrays(*checkpoint.groups)
-
-
-def assert_equal_runs(one, other):
-    (step, state), (other_step, other_state) = final_state(one), final_state(other)
-    assert step == other_step
-    jax.tree.map(np.testing.assert_array_equal, state, other_state)
-    assert rows(one) == rows(other)
-
-
 @pytest.fixture(scope="module")
 def unbroken(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
     finish(start(data, workdir))
     return workdir
-
-
-def wait_for_step(workdir, step, process):
-    """Until metrics.jsonl shows this step (it is written every two), or the run has ended."""
-    for _ in range(3000):
-        if process.poll() is not None:
-            return
-        try:
-            if any(row["step"] >= step for row in rows(workdir)):
-                return
-        except (FileNotFoundError, json.JSONDecodeError):
-            pass
-        time.sleep(0.05)
-    raise TimeoutError(step)
 
 
 def test_kill_9_at_a_random_moment(data, unbroken, tmp_path):
@@ -109,7 +48,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(data, unbroken, tmp_path):
     process.send_signal(signal.SIGINT)
     output = finish(process, status=130)
     assert "saving, then stopping" in output
-    assert "The same command goes on from there." in output
+    assert "The same command goes on from checkpoint" in output
     output = finish(start(data, tmp_path / "run", checkpoint_every_steps=1000))
     assert "Going on from step" in output
     (_, state), (_, expected) = final_state(tmp_path / "run"), final_state(unbroken)

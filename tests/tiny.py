@@ -55,16 +55,29 @@ def tiny_config(data: Path, workdir: Path, **train) -> Config:
     )
 
 
-def random_batch(batch_size: int, side: int = IMAGE_SIDE, max_objects: int = 4, num_classes: int = 4, seed: int = 0):
-    """A batch of noise with one to `max_objects` objects an image; the last image has none."""
+def random_batch(
+    batch_size: int,
+    side: int = IMAGE_SIDE,
+    max_objects: int = 4,
+    num_classes: int = 4,
+    seed: int = 0,
+    times_high: int = 1,
+):
+    """A batch of noise with one to `max_objects` objects an image; the last image has none.
+
+    Images are `times_high` as high as wide, and so are their objects.
+    """
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, side * 0.6, (batch_size, max_objects, 2))
     size = rng.uniform(side * 0.15, side * 0.4, (batch_size, max_objects, 2))
+    corner[..., 1] *= times_high
+    size[..., 1] *= times_high
+    height = side * times_high
     mask = np.arange(max_objects) < rng.integers(1, max_objects + 1, (batch_size, 1))
     mask[-1] = False
     return Batch(
-        rng.integers(0, 256, (batch_size, side, side, 3), dtype=np.uint8),
-        np.full((batch_size, 2), side, np.int32),
+        rng.integers(0, 256, (batch_size, height, side, 3), dtype=np.uint8),
+        np.tile(np.asarray([height, side], np.int32), (batch_size, 1)),
         np.ones((batch_size, 2), np.float32),
         (np.concatenate([corner, corner + size], axis=-1) * mask[..., None]).astype(np.float32),
         (rng.integers(0, num_classes, (batch_size, max_objects)) * mask).astype(np.int32),

@@ -4,14 +4,12 @@ Every field carries its meaning, unit and range; `--help` prints them, and every
 line as `--group.field=value`. Nothing here imports JAX.
 
     to_dict / from_dict, save_config / load_config_json   exact round trips through plain JSON
-    check                                                 what can't work: one sentence a problem, as a ConfigError
-    warnings                                              what is legal and probably not meant
+
+What can't work, and what is probably not meant, is judged in `config_rules.py`.
 """
 
 import json
-import math
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +34,8 @@ class BackboneConfig:
     batch; group: GroupNorm (for training from scratch with small batches)."""
     frozen_stages: int = 1
     """-1 trains everything, 0 freezes the stem, 1 the stem and stage 1, …, 4 the whole backbone."""
+    deformable_stages: tuple[int, ...] = ()
+    """Stages (2–4; stage k makes C(k+1)) whose bottlenecks have a deformable 3×3 convolution; (2, 3, 4) is c3–c5."""
 
 
 @dataclass(frozen=True)
@@ -46,50 +46,135 @@ class NeckConfig:
     """Channels of every level."""
     norm: Literal["none", "group"] = "none"
     """none: as published; group: GroupNorm after each convolution helps when training from scratch."""
+    extra_levels: Literal["on_output", "on_input"] = "on_output"
+    """P6 comes from P5 (on_output) or from C5 (on_input: RetinaNet, FoveaBox)."""
+    relu_before_p7: bool = False
+    """A ReLU between P6 and P7 (FCOS)."""
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """T-head (paper section 3.1)."""
+    """The head, shared by all levels: its network, what a cell's raw numbers mean, and the anchors behind them."""
 
+    kind: Literal["t_head", "parallel"] = "t_head"
+    """t_head: one interactive tower and two task decompositions (paper section 3.1); parallel: two separate towers."""
     channels: int = 256
     """Channels of the tower."""
     num_convs: int = 6
-    """N, the interactive convolutions."""
+    """N, the interactive convolutions; of a parallel head, the convolutions of each tower (4 as published)."""
+    norm: Literal["group", "none"] = "group"
+    """Normalisation in the tower; none is for the parallel head only (RetinaNet, FoveaBox)."""
     norm_groups: int = 32
     """Groups of the head's (and the neck's and backbone's) GroupNorm."""
-    anchor_type: Literal["anchor_free", "anchor_based"] = "anchor_free"
-    """anchor_free: distances from the cell's point; anchor_based: deltas from a square anchor."""
+    tower_bias: bool = False
+    """The tower's convolutions have a bias (parallel head; FCOS, and those without a norm)."""
+    deformable_convs: int = 0
+    """So many first convolutions of the tower are deformable, with 4 deformable groups (T-head; 2 where published)."""
+    alignment: bool = True
+    """Align the predictions explicitly: scores √(P·M), sides sampled at learnt offsets (paper equations 4 and 5)."""
+    quality: Literal["none", "centerness", "iou"] = "none"
+    """A further branch of the regression features that foretells centerness (FCOS, ATSS) or IoU (PAA, OTA)."""
+    box_coding: Literal["exp_distances", "relu_distances", "binned_distances", "anchor_deltas"] = "exp_distances"
+    """What a cell's raw numbers say of its box: distances from its point to the four sides, by exp, by ReLU or as the
+    mean of a distribution over bins (GFL); or deltas from its anchor."""
+    distance_unit: float = 1.0
+    """exp_distances: strides that a raw value of 0 stands for (2 in FoveaBox)."""
+    distance_bins: int = 16
+    """binned_distances: the largest distance in strides; the distribution has one bin more."""
+    delta_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    """anchor_deltas: a raw value of 1 stands for this share of the anchor's side (x, y) or of its logarithm (w, h)."""
+    level_scales: bool = True
+    """Each level multiplies the raw numbers by a learnt scale."""
+    point_offset: float = 0.0
+    """Where a cell's point lies, in strides from its corner: 0 as in TOOD and ATSS, 0.5 as in FCOS and FoveaBox."""
     anchor_scale: float = 8.0
-    """Side of the anchor in strides (ATSS assignment uses it in both types)."""
+    """Side of the (smallest) anchor in strides; ATSS assignment uses anchors whatever the coding."""
+    anchor_octaves: int = 1
+    """Anchor sizes a cell, each 2^(1/octaves) larger than the one before (3 in RetinaNet)."""
+    anchor_ratios: tuple[float, ...] = (1.0,)
+    """Height over width of a cell's anchors."""
+
+    @property
+    def anchors_per_cell(self) -> int:
+        """Predictions a cell makes."""
+        return self.anchor_octaves * len(self.anchor_ratios)
 
 
 @dataclass(frozen=True)
 class LearningConfig:
-    """Task alignment learning (paper section 3.2) and its warm-up."""
+    """Which cells learn which object."""
 
+    assigner: Literal["task_aligned", "atss", "max_iou", "center_sampling", "fovea", "paa", "simota", "ota"] = (
+        "task_aligned"
+    )
+    """task_aligned: TAL (paper section 3.2) after a warm-up with ATSS; the others are the paper's rivals: max_iou
+    (RetinaNet), center_sampling (FCOS), fovea (FoveaBox), and ATSS, PAA, SimOTA and OTA."""
     warmup_epochs: float = 4.0
-    """Epochs assigned by ATSS before the task-aligned phase begins; 0 for none."""
+    """task_aligned: epochs assigned by ATSS before the task-aligned phase begins; 0 for none."""
     atss_topk: int = 9
-    """ATSS: nearest cells a level that are candidates."""
+    """ATSS and PAA: cells a level that are candidates of an object."""
     topk: int = 13
     """m: best-aligned cells an object that may become positive."""
     alpha: float = 1.0
     """Exponent of the score in the alignment metric."""
     beta: float = 6.0
     """Exponent of the IoU in the alignment metric."""
+    positive_iou: float = 0.5
+    """max_iou: anchors from this IoU on are positive (PAA begins with 0.1)."""
+    negative_iou: float = 0.4
+    """max_iou: anchors below this IoU are background; between the two they count for nothing."""
+    center_radius: float = 1.5
+    """center_sampling, simota, ota: candidates lie within so many strides of the object's centre (simota, ota: 2.5)."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is learnt there. The ATSS warm-up of task_aligned always learns by focal loss, targets of 1 and boxes
+    weighted by centerness; this is for what follows, and for all other assigners."""
+
+    cls: Literal["quality_focal", "focal"] = "quality_focal"
+    """Classification loss."""
+    cls_target: Literal["alignment", "iou", "one"] = "alignment"
+    """Target at an object's class: t̂ (paper equation 7), the IoU of the predicted box (GFL), or 1."""
+    focal_alpha: float = 0.25
+    """Focal loss: weight of the positives (negatives: 1 − α)."""
+    focal_gamma: float = 2.0
+    """Exponent of the focusing factor, of both losses."""
+    normalizer: Literal["targets", "positives", "positives_per_image", "positives_and_images"] = "targets"
+    """The classification loss is divided by the sum of its targets, by the number of positives, by the same with at
+    least 1 an image, or by positives + images (FoveaBox)."""
+    box: Literal["giou", "l1", "smooth_l1"] = "giou"
+    """giou: of the boxes; l1 and smooth_l1 (β = 0.11): of the raw numbers (RetinaNet, FoveaBox)."""
+    box_weight: Literal["alignment", "centerness", "iou", "score", "one"] = "alignment"
+    """A positive's share in the box loss: t̂, centerness, IoU of the predicted box, its best score (GFL), or equal."""
     box_loss_weight: float = 2.0
-    """Weight of the GIoU loss beside the classification loss."""
+    """Weight of the box loss beside the classification loss."""
+    quality_loss_weight: float = 1.0
+    """Weight of the quality branch's cross entropy."""
+    distribution_loss_weight: float = 0.25
+    """Weight of the distribution focal loss (binned_distances)."""
 
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """One COCO-format split."""
+    """One split of a data set: a COCO directory (images and annotations), or in its place records or tfds. Paths may
+    begin with gs:// and the like (docs/data.md)."""
 
     images: str = ""
     """Folder of the image files."""
     annotations: str = ""
     """COCO instances JSON."""
+    records: str = ""
+    """Instead: a folder that `python -m tood_jax.cli.to_array_record` wrote."""
+    tfds: str = ""
+    """Instead: the folder of a data set that TensorFlow Datasets prepared as ArrayRecord (…/coco/2017/1.1.0)."""
+    tfds_split: str = ""
+    """Of tfds: its split, such as train, validation or train[:10%]."""
+
+    @property
+    def place(self) -> str:
+        """Names the split in messages."""
+        return self.records or (f"{self.tfds} ({self.tfds_split})" if self.tfds else self.annotations)
 
 
 @dataclass(frozen=True)
@@ -115,12 +200,17 @@ class DataConfig:
     """Objects kept an image (padded to this number); a truncation is counted and reported."""
     broken_images: Literal["fail", "skip"] = "fail"
     """A missing or unreadable image file: stop and name it, or leave it out and count it."""
+    scaled_decoding: bool = False
+    """Decode a JPEG that is twice as large as needed, or more, at a half, quarter or eighth of its size: faster for
+    photographs of many megapixels; pixels are means instead of samples, boxes the same. COCO's images are too small."""
     workers: int = 0
     """Worker processes that decode; 0 decodes in threads of the training process."""
     threads: int = 2
     """Decoding threads a process."""
     prefetch_batches: int = 4
     """Batches held ready ahead of the step."""
+    timeout_seconds: float = 300.0
+    """A batch that takes longer ends the run and names the images that were being read; 0 waits for ever."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     """Subtracted from RGB values 0–255, on the device."""
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -167,6 +257,17 @@ class TrainConfig:
     """The batch is worked off in this many parts, one after the other, to save memory."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, scores, boxes, assignment and losses stay in float32."""
+    remat: Literal["none", "blocks"] = "none"
+    """blocks: keep only the inputs of residual blocks and of the head's layers (a level's, where levels aren't packed)
+    for the backward pass and compute the rest again, for less memory and more work."""
+    scan_blocks: bool = False
+    """Loop over equal residual blocks, and over the equal layers of a packed T-head, instead of writing each out: the
+    same numbers, less to compile (for deep backbones on TPUs); slow on CPUs."""
+    pack_levels: Literal["auto", "always", "never"] = "auto"
+    """Run T-head on one canvas that holds all levels instead of level by level: the same numbers, less to compile.
+    auto: on TPUs only. Never with parallel.space > 1."""
+    compiler_options: tuple[str, ...] = ()
+    """Options of XLA for the training and the evaluation step, name=value each (docs/pods.md)."""
     seed: int = 0
     """Of the initial weights, the order of images and their augmentation."""
     eval_every_epochs: int = 1
@@ -184,6 +285,17 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How the devices share the work. Without any setting, all devices split the batch."""
+
+    space: int = 1
+    """So many devices share an image: its height is split over them. For a batch smaller than the number of devices."""
+    split_state: bool = False
+    """Split parameters, momentum and moving average over the devices too, each holding a share (ZeRO / FSDP), for
+    less memory and more traffic."""
+
+
+@dataclass(frozen=True)
 class DetectConfig:
     """Post-processing, on the device."""
 
@@ -196,7 +308,13 @@ class DetectConfig:
     max_detections: int = 100
     """Detections kept an image, best first (COCO counts at most 100)."""
     clip_boxes: bool = False
-    """Clip boxes to the image (the authors' code does, mmdetection does not)."""
+    """Clip boxes to the image (the authors' TOOD does, mmdetection's does not; its other detectors do)."""
+    clip_margin: float = 0.0
+    """clip_boxes: leave so many pixels of the canvas at the right and the bottom (FoveaBox: 1)."""
+    score_voting: bool = False
+    """After NMS, replace each box by the mean of its class's candidates around it, by score and IoU (PAA)."""
+    quality_fusion: Literal["product", "geometric_mean"] = "product"
+    """How a quality branch enters the final score: score · quality, or its square root (PAA, OTA)."""
 
 
 @dataclass(frozen=True)
@@ -209,10 +327,17 @@ class Config:
     neck: NeckConfig = field(default_factory=NeckConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     detect: DetectConfig = field(default_factory=DetectConfig)
+
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        """train.compiler_options by name."""
+        return dict(option.split("=", 1) for option in self.train.compiler_options)
 
     @property
     def workdir(self) -> str:
@@ -252,147 +377,3 @@ def load_config_json(path: str | os.PathLike[str]) -> Config:
         raise ConfigError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} can't be read as a config in JSON: {error}.") from error
-
-
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # what a number must be, how to tell, and of which fields
-    "at least 1": (
-        lambda x: x >= 1,
-        "backbone.groups backbone.width_per_group backbone.width neck.channels head.channels head.num_convs "
-        "head.norm_groups learning.atss_topk learning.topk data.train_short_side data.eval_short_side "
-        "data.max_long_side data.max_objects data.threads data.prefetch_batches optimizer.learning_rate_batch "
-        "train.epochs train.batch_size train.accumulate_steps train.eval_batch_size train.checkpoint_every_steps "
-        "train.keep_checkpoints train.log_every_steps detect.candidates_per_level detect.max_detections",
-    ),
-    "at least 0": (
-        lambda x: x >= 0,
-        "learning.warmup_epochs learning.alpha learning.beta learning.box_loss_weight data.workers "
-        "optimizer.weight_decay optimizer.warmup_steps train.seed train.eval_every_epochs",
-    ),
-    "above 0": (lambda x: x > 0, "head.anchor_scale data.pixel_std optimizer.learning_rate optimizer.clip_norm"),
-    "from 0 to 1": (
-        lambda x: 0 <= x <= 1,
-        "data.flip_probability data.vertical_flip_probability detect.score_threshold detect.nms_iou",
-    ),
-    "above 0 and at most 1": (lambda x: 0 < x <= 1, "optimizer.warmup_factor optimizer.step_factor"),
-    "at least 0 and below 1": (lambda x: 0 <= x < 1, "optimizer.momentum"),
-    "above 0 and below 1": (lambda x: 0 < x < 1, "optimizer.ema_decay"),
-    "from -1 to 4": (lambda x: -1 <= x <= 4, "backbone.frozen_stages"),
-    "a multiple of 32 and at least 32": (lambda x: x >= 32 and x % 32 == 0, "data.buckets"),
-    "finite": (math.isfinite, "data.pixel_mean"),
-}
-
-
-def check(config: Config) -> None:
-    """Raise ConfigError, one sentence and line a problem, if the config can't work.
-
-    Looks at types, at ranges and at how the fields fit each other; not at files, devices or the data set.
-    """
-    config = from_dict(to_dict(config))
-    problems = list(_range_problems(config)) or [*_network_problems(config), *_run_problems(config)]
-    if problems:
-        raise ConfigError("\n".join(problems))
-
-
-def _range_problems(config: Config) -> Iterator[str]:
-    for must_be, (holds, names) in _RANGES.items():
-        for name in names.split():
-            group, leaf = name.split(".")
-            value = getattr(getattr(config, group), leaf)
-            numbers = [x for x in _flat(value) if x is not None]
-            if not all(math.isfinite(x) and holds(x) for x in numbers):
-                yield f"{name} = {value!r} must be {must_be}."
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple):
-        for item in value:
-            yield from _flat(item)
-    else:
-        yield value
-
-
-def _network_problems(config: Config) -> Iterator[str]:
-    backbone, neck, head = config.backbone, config.neck, config.head
-    inner = backbone.width * backbone.groups * backbone.width_per_group // 64
-    if backbone.depth < 50 and (backbone.groups, backbone.width_per_group) != (1, 64):
-        yield (
-            f"backbone.depth = {backbone.depth} is built of basic blocks, which have no groups: set groups = 1 "
-            f"and width_per_group = 64 (they are {backbone.groups} and {backbone.width_per_group})."
-        )
-    elif inner < 1 or inner % backbone.groups:
-        yield (
-            f"backbone.groups = {backbone.groups} must divide the {inner} channels of stage 1's 3×3 convolutions "
-            f"(width · groups · width_per_group / 64)."
-        )
-    normed = {"head.channels": head.channels}
-    if neck.norm == "group":
-        normed["neck.channels"] = neck.channels
-    if backbone.norm == "group":
-        normed["backbone.width"] = backbone.width
-        if inner != backbone.width:
-            normed["backbone.width · groups · width_per_group / 64"] = inner
-    for name, channels in normed.items():
-        if channels % head.norm_groups:
-            yield f"{name} = {channels} must be a multiple of head.norm_groups = {head.norm_groups}."
-    if head.channels < 8:
-        yield f"head.channels = {head.channels} must be at least 8: the layer attention takes an eighth of them."
-
-
-def _run_problems(config: Config) -> Iterator[str]:
-    data, optimizer, train = config.data, config.optimizer, config.train
-    if not config.name or "/" in config.name or "\\" in config.name or config.name in (".", ".."):
-        yield f"name = {config.name!r} must be a plain word, for it names the run's folder."
-    low, high = data.train_short_side
-    if low > high:
-        yield f"data.train_short_side = {data.train_short_side} must be (smallest, largest)."
-    short = max(high, data.eval_short_side)
-    if short > data.max_long_side:
-        yield f"data.max_long_side = {data.max_long_side} must be at least the largest short side, {short}."
-    if not data.buckets:
-        yield "data.buckets = () must name at least one canvas (height, width)."
-    else:
-        largest = (max(height for height, _ in data.buckets), max(width for _, width in data.buckets))
-        if min(largest) < short:
-            yield f"data.buckets: the largest height and width, {largest}, must reach the largest short side, {short}."
-    if train.batch_size % train.accumulate_steps:
-        yield (
-            f"train.batch_size = {train.batch_size} must be a multiple of "
-            f"train.accumulate_steps = {train.accumulate_steps}."
-        )
-    steps = optimizer.step_epochs
-    if optimizer.schedule == "step" and any(a >= b for a, b in zip((0, *steps), (*steps, train.epochs), strict=True)):
-        yield (
-            f"optimizer.step_epochs = {steps} must rise and lie between 0 and train.epochs = {train.epochs} "
-            f"(with a shorter run, set both)."
-        )
-
-
-def warnings(config: Config) -> list[str]:
-    """What is legal and probably not meant, one sentence each; [] for nothing."""
-    backbone, optimizer, train, found = config.backbone, config.optimizer, config.train, []
-    rate = optimizer.learning_rate * train.batch_size / optimizer.learning_rate_batch
-    if rate > 0.1:
-        found.append(
-            f"The learning rate scaled to {train.batch_size} images is {rate:g}; above 0.1 training usually diverges."
-        )
-    if 0 < train.epochs <= config.learning.warmup_epochs:
-        found.append(
-            f"learning.warmup_epochs = {config.learning.warmup_epochs:g} covers all {train.epochs} epochs: "
-            f"the task-aligned phase never starts."
-        )
-    part = train.batch_size // train.accumulate_steps
-    if backbone.norm == "batch" and part < 4 and backbone.frozen_stages < 4:
-        found.append(
-            f"backbone.norm = batch takes its statistics from {part} images at a time; "
-            f"use group (from scratch) or frozen_batch (pre-trained)."
-        )
-    if backbone.norm == "group" and backbone.frozen_stages >= 0:
-        found.append(
-            f"backbone.frozen_stages = {backbone.frozen_stages} freezes layers with GroupNorm, for which the published "
-            f"weights don't fit; set -1 when training from scratch."
-        )
-    if config.detect.score_threshold > 0.05:
-        found.append(f"detect.score_threshold = {config.detect.score_threshold:g} above 0.05 lowers AP.")
-    if config.detect.max_detections < 100:
-        found.append(f"detect.max_detections = {config.detect.max_detections} below 100 lowers AP and AR100.")
-    return found

@@ -8,23 +8,22 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from tood_jax.geometry.boxes import aligned_iou
+from tood_jax.geometry.boxes import aligned_iou, pairwise_iou
 from tood_jax.types import Detections
 
 
 def select_candidates(
     scores: Float[Array, "n c"],
-    boxes: Float[Array, "n 4"],
     valid: Bool[Array, " n"],
     *,
     level_slices: tuple[slice, ...],
     score_threshold: float,
     per_level: int,
-) -> tuple[Float[Array, "s 4"], Float[Array, " s"], Int[Array, " s"]]:
+) -> tuple[Int[Array, " s"], Float[Array, " s"], Int[Array, " s"]]:
     """The best `per_level` (cell, class) pairs of each level that exceed the threshold, for one image.
 
     Returns:
-        boxes, scores (0 where fewer exceed it) and labels of the S candidates, each level best first.
+        cells (positions in N), scores (0 where fewer exceed it) and labels of the S candidates, each level best first.
     """
     classes = scores.shape[1]
     scores = jnp.where((scores > score_threshold) & valid[:, None], scores, 0)
@@ -32,9 +31,9 @@ def select_candidates(
     for level in level_slices:
         flat = scores[level].reshape(-1)
         best, pair = lax.top_k(flat, min(per_level, flat.shape[0]))
-        parts.append((boxes[level][pair // classes], best, pair % classes))
-    candidates = [jnp.concatenate(part) for part in zip(*parts, strict=True)]
-    return candidates[0], candidates[1], candidates[2].astype(jnp.int32)
+        parts.append((level.start + pair // classes, best, (pair % classes).astype(jnp.int32)))
+    cells, scores, labels = (jnp.concatenate(part) for part in zip(*parts, strict=True))
+    return cells, scores, labels
 
 
 def nms(
@@ -71,12 +70,35 @@ def nms(
     return lax.scan(round_, jnp.asarray(scores), length=max_detections)[1]
 
 
+VOTE_SPREAD = 0.025  # of the weights by IoU (PAA, section 3.3)
+VOTE_IOU = 0.01  # candidates that overlap less have no vote
+
+
+def vote(
+    boxes: Float[Array, "k 4"],
+    labels: Int[Array, " k"],
+    all_boxes: Float[Array, "s 4"],
+    all_scores: Float[Array, " s"],
+    all_labels: Int[Array, " s"],
+) -> Float[Array, "k 4"]:
+    """Score voting (PAA: Kim and Lee 2020, section 3.3): each box becomes the mean of its class's candidates around it.
+
+    A candidate weighs its score · exp(−(1 − IoU)² / 0.025). Candidates of score 0 don't exist.
+    """
+    iou = pairwise_iou(boxes, all_boxes)  # [K, S]
+    votes = (labels[:, None] == all_labels) & (iou > VOTE_IOU)
+    weight = jnp.where(votes, jnp.exp(-((1 - iou) ** 2) / VOTE_SPREAD) * all_scores, 0)
+    total = weight.sum(axis=1, keepdims=True)
+    return jnp.where(total > 0, weight @ all_boxes / jnp.maximum(total, 1e-12), boxes)
+
+
 def detect(
     scores: Float[Array, "b n c"],
     boxes: Float[Array, "b n 4"],
     valid: Bool[Array, "b n"],
     sizes: Int[Array, "b 2"],
     scales: Float[Array, "b 2"],
+    quality: Float[Array, "b n"] | None = None,
     *,
     level_slices: tuple[slice, ...],
     score_threshold: float = 0.05,
@@ -84,6 +106,9 @@ def detect(
     nms_iou: float = 0.6,
     max_detections: int = 100,
     clip_boxes: bool = False,
+    clip_margin: float = 0.0,
+    geometric_mean: bool = False,
+    score_voting: bool = False,
 ) -> Detections:
     """Threshold, top-k a level, rescaling, boxes without area dropped, class-wise NMS, best K.
 
@@ -93,31 +118,38 @@ def detect(
         valid: False for cells outside the image's padded area.
         sizes: (height, width) of the image in the canvas, pixels.
         scales: (y, x), canvas pixels per original pixel.
+        quality: 0–1, centerness or IoU; multiplies the scores of the candidates (after threshold and top-k).
+        geometric_mean: the square root of that product instead.
+        score_voting: `vote` on the boxes that NMS kept.
         The rest: `config.DetectConfig`.
 
     Returns:
         Detections in pixels of the original image.
     """
 
-    def one(scores, boxes, valid, size, scale):
+    def one(scores, boxes, valid, size, scale, quality):
         if clip_boxes:
-            boxes = jnp.clip(boxes, 0, jnp.tile(size[::-1], 2).astype(boxes.dtype))
-        boxes, scores, labels = select_candidates(
+            boxes = jnp.clip(boxes, 0, jnp.tile(size[::-1], 2).astype(boxes.dtype) - clip_margin)
+        cells, scores, labels = select_candidates(
             scores,
-            boxes,
             valid,
             level_slices=level_slices,
             score_threshold=score_threshold,
             per_level=candidates_per_level,
         )
-        boxes = boxes / jnp.tile(scale[::-1], 2)
+        if quality is not None:
+            scores = scores * quality[cells]
+            scores = jnp.sqrt(scores) if geometric_mean else scores
+        boxes = boxes[cells] / jnp.tile(scale[::-1], 2)
         scores = jnp.where((boxes[:, 2:] > boxes[:, :2]).all(axis=-1), scores, 0)  # boxes without area go
         keep = nms(boxes, scores, labels, iou_threshold=nms_iou, max_detections=max_detections)
-        real = keep >= 0
+        real, kept = keep >= 0, boxes[keep]
+        if score_voting:
+            kept = vote(kept, labels[keep], boxes, scores, labels)
         return Detections(
-            jnp.where(real[:, None], boxes[keep], 0),
+            jnp.where(real[:, None], kept, 0),
             jnp.where(real, scores[keep], 0),
             jnp.where(real, labels[keep], -1),
         )
 
-    return jax.vmap(one)(scores, boxes, valid, sizes, scales)
+    return jax.vmap(one)(scores, boxes, valid, sizes, scales, quality)

@@ -1,7 +1,8 @@
 """The named tuples that travel between the floors, and the legend of axes and names used everywhere.
 
 Axes:   B images in the batch · H, W canvas height and width in pixels · M padded objects an image
-        N cells (anchors) of all pyramid levels of one image, P3 first, row by row · C classes · K padded detections
+        N cells (times the anchors a cell) of all pyramid levels of one image, P3 first, row by row
+        C classes · K padded detections
 Names:  gt_…   ground truth · pred_… what the network says
 Units:  boxes are (x0, y0, x1, y1) in canvas pixels unless a name says `strides` (pixels divided by the level's stride)
         or `original` (pixels of the image file) · scores are 0–1 · logits are unbounded
@@ -28,14 +29,16 @@ class Batch(NamedTuple):
 class Predictions(NamedTuple):
     """What the head says of every cell, all levels in one row of cells."""
 
-    scores: Array  # [B, N, C] float32, 0–1, aligned class scores √(P·M)
+    scores: Array  # [B, N, C] float32, 0–1: class scores, aligned √(P·M) where the head aligns
     boxes: Array  # [B, N, 4] float32 xyxy in strides
+    raw: Array = None  # [B, N, R] float32, the numbers that the boxes were decoded from, times the level's scale
+    quality: Array | None = None  # [B, N] float32 logits of centerness or IoU, where the head has such a branch
 
 
 class Assignment(NamedTuple):
     """Which object each cell learns, for one image (or a batch, with B in front)."""
 
-    gt_index: Array  # [N] int32, position of the object in gt_boxes; -1 = background
+    gt_index: Array  # [N] int32, position of the object in gt_boxes; -1 = background, -2 = counts for nothing
     metric: Array  # [N] float32, alignment metric t = s^α·u^β with that object (ATSS: 1); 0 on background
     iou: Array  # [N] float32, 0–1, IoU with that object (predicted box, or anchor for ATSS); 0 on background
     soft_label: Array  # [N] float32, 0–1, t̂: t scaled so that each object's largest equals its largest IoU (ATSS: 1)

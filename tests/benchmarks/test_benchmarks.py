@@ -8,16 +8,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import assigners, inference, nms, train_step
+from benchmarks import assigners, deformable, inference, nms, table1, train_step
 from benchmarks.common import interleaved, print_table, random_batch, read_options, spread
 from tests.tiny import IMAGE_SIDE, tiny_config
 from tood_jax.config import save_config
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("train_step", "inference", "assigners", "nms", "input_pipeline")
+NAMES = ("train_step", "inference", "assigners", "nms", "input_pipeline", "decoding", "deformable", "table1")
 HEAD = {"benchmark", "date", "command", "commit", "machine", "versions", "options", "memory", "results"}
 TIMING = {"median_seconds", "min_seconds", "max_seconds", "quartile_seconds", "all_seconds"}
 PROGRAM = {"trace_seconds", "compile_seconds", "flops", "bytes_accessed", "memory"}
@@ -64,6 +66,7 @@ def check_timing(timing):
     assert 0 < timing["min_seconds"] <= timing["median_seconds"] <= timing["max_seconds"]
 
 
+@pytest.mark.slow
 def test_train_step(measured, config_file, capsys):
     report = measured(train_step, "--config", str(config_file), "--batch=2", "--objects=3", *SIZE)
     assert [row["phase"] for row in report["results"]] == ["warmup_atss", "task_aligned"]
@@ -79,6 +82,7 @@ def test_train_step(measured, config_file, capsys):
     assert "| task_aligned |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_inference(measured, config_file):
     report = measured(inference, "--config", str(config_file), "--batch=2", *SIZE)
     assert [row["images"] for row in report["results"]] == [2, 1, 2]
@@ -125,6 +129,102 @@ def test_input_pipeline(measured, tmp_path):
         assert row["canvas"] == [64, 96]
         assert row["images_per_second"] > 0
         assert row["images_per_core_second"] > 0
+
+
+def test_decoding(measured, capsys):
+    decoding = importlib.import_module("benchmarks.decoding")
+    report = measured(decoding, "--images=4", "--short_side=64", "--canvas", "64", "96", "--threads", "1", "--workers")
+    rows = {(row["source"], row["decoder"]): row for row in report["results"]}
+    for row in rows.values():
+        check_timing(row["decoding"])
+        check_timing(row["whole"])
+        assert row["mean_difference"] < 8
+    for source in {source for source, _ in rows}:
+        assert rows[source, "cv2 (used here)"]["mean_difference"] == 0
+        assert rows[source, "cv2, scaled (data.scaled_decoding)"]["mean_difference"] > 0
+    weights = {source: row["mean_file_bytes"] for (source, _), row in rows.items()}
+    assert weights["640 × 480, as heavy as COCO's"] == pytest.approx(decoding.COCO_BYTES, rel=0.1)
+    assert [row["place"] for row in report["places"]][:2] == ["file", "ArrayRecord"]
+    (pipeline,) = report["pipelines"]
+    chip = next(row for row in report["cores"] if row["chip"] == "TPU v5e")
+    assert chip["images_per_second"] == pytest.approx(0.37 * 197 / 1.2)
+    assert chip["cores_by_threads"] == pytest.approx(chip["images_per_second"] / pipeline["images_per_core_second"])
+    assert chip["cores_by_workers"] is None
+    assert "Cores that feed a chip at 37% of its peak" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_deformable(measured, capsys):
+    report = measured(deformable, "--height=5", "--width=6", "--channels=8", "--deformable_groups=2", "--groups=4")
+    rows = {(row["formulation"], row["pass"]): row for row in report["results"]}
+    names = ("plain convolution", "gather", "products", "columns")
+    assert [*rows] == [(name, way) for name in names for way in ("forward", "gradient")]
+    for (name, way), row in rows.items():
+        check_timing(row)
+        assert row["program"]["memory"]["temporaries"] >= 0
+        assert row["xla_flops"] == row["program"]["flops"] * (9 if name in ("gather", "products") else 1)
+        assert row["gigaflops_per_second"] == pytest.approx(2e-9 * row["multiply_adds"] / row["median_seconds"])
+        cells, kernel = 5 * 6, 9 * 2 * 8
+        looked = 0 if name == "plain convolution" else cells * 2 * 9
+        assert row["least_bytes"] == 4 * (
+            2 * 8 * cells + kernel + 3 * looked if way == "forward" else 3 * 8 * cells + 2 * kernel + 6 * looked
+        )
+        product, corners = 9 * cells * 2 * 8, (4 * 9 * cells * 8 if looked else 0)
+        assert row["multiply_adds"] == product + corners if way == "forward" else 2 * product + 3 * corners
+    assert "| gather " in capsys.readouterr().out
+
+
+def test_deformable_for_a_tpu_says_what_is_missing(monkeypatch):
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    with pytest.raises(SystemExit, match="--topology=nonsense:1x1"):
+        deformable.main(["--topology=nonsense:1x1"])
+
+
+def test_table1_equals_the_papers(measured, monkeypatch, capsys):
+    committed = json.loads((ROOT / "benchmarks" / "results" / "table1.json").read_text(encoding="utf-8"))["results"]
+    assert [(row["detector"], row["head"]) for row in committed] == [row[:2] for row in table1.ROWS]
+    for row in committed:
+        assert abs(row["difference"]["trained"]) < 0.002
+        assert row["papers_way"]["multiply_adds"] == pytest.approx(1e9 * row["multiply_adds"], rel=3e-4)
+        assert row["papers_way"]["trained"] == pytest.approx(1e6 * row["trained"], rel=3e-4)
+        assert (abs(row["difference"]["multiply_adds"]) > 0.005) == bool(row["note"]) == (row["detector"] == "FCOS")
+
+    monkeypatch.setattr(table1, "ROWS", table1.ROWS[3:7:3])  # counted again: all of them take too long
+    t_head, parallel = measured(table1)["results"]
+    assert [t_head, parallel] == committed[3:7:3]
+    assert (t_head["head"], parallel["head"]) == ("T-head", "parallel")
+    cells = 16000 + 4000 + 1000 + 260 + 70
+    assert parallel["counts"]["head_parameters"] == 8 * (9 * 256**2 + 512) + 9 * 256 * 85 + 85 + 5
+    assert parallel["counts"]["head_multiply_adds"] == cells * (8 * 9 * 256**2 + 9 * 256 * 85)
+    for row in (t_head, parallel):  # the rest of the network is the same
+        assert row["counts"]["multiply_adds"] - row["counts"]["head_multiply_adds"] == 99_661_905_920
+    assert "caffe's ResNet-50" in capsys.readouterr().out
+
+
+def test_table1_of_all_configs(measured, monkeypatch, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "small.py").write_text((ROOT / "configs" / "demo.py").read_text())
+    monkeypatch.setattr(table1, "ROOT", tmp_path)
+    (row,) = measured(table1, "--all", "--classes=4", "--height=64", "--width=64")["results"]
+    assert row["config"] == "small"
+    assert row["counts"]["trained"] == row["counts"]["parameters"] > row["counts"]["head_parameters"] > 0
+    assert row["counts"]["multiply_adds"] > row["counts"]["head_multiply_adds"] > 0
+
+
+def test_multiply_adds_by_hand():
+    def network(x, kernel, matrix):
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
+        )
+        return jax.lax.scan(lambda x, _: (jax.jit(jnp.matmul)(x, matrix), None), x, length=3)[0]
+
+    shapes = ((1, 8, 10, 6), (3, 3, 3, 4), (4, 4))
+    traced = jax.make_jaxpr(network)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    assert table1.multiply_adds(traced.jaxpr) == 4 * 5 * 4 * (9 * 3) + 3 * (4 * 5 * 4 * 4)
+    endless = jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda x: x > 0, lambda x: x - 1, x))(1)
+    with pytest.raises(ValueError, match="while"):
+        table1.multiply_adds(endless.jaxpr)
 
 
 def test_greedy_nms_by_hand():

@@ -126,11 +126,15 @@ def test_a_default_config():
     [
         ("--train.batchsize=4", "There is no option --train.batchsize. Did you mean --train.batch_size?"),
         ("--batch_size=4", "There is no option --batch_size. Did you mean --train.batch_size?"),
-        ("--norm=group", "There is no option --norm. Did you mean --backbone.norm or --neck.norm?"),
+        ("--norm=group", "There is no option --norm. Did you mean --backbone.norm or --neck.norm or --head.norm?"),
         ("--epoch=3", "There is no option --epoch. Did you mean --train.epochs?"),
         ("--resum", "There is no option --resum. Did you mean --resume?"),
         ("--zzz=1", "There is no option --zzz. --help lists them all."),
-        ("--neck=3", "--neck is a group of options; set one of --neck.channels, --neck.norm."),
+        (
+            "--neck=3",
+            "--neck is a group of options; set one of --neck.channels, --neck.norm, --neck.extra_levels, "
+            "--neck.relu_before_p7.",
+        ),
         ("foo", "'foo' is not an option; options are written --group.field=value."),
         ("-resume", "'-resume' is not an option; options are written --group.field=value."),
         ("--train.batch_size", "--train.batch_size needs a value: an integer."),

@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.data.test_tfds import prepare
 from tests.tiny import tiny_config
-from tood_jax.cli import evaluate, predict, train
+from tood_jax.cli import evaluate, predict, to_array_record, train
 from tood_jax.config import save_config
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
 
@@ -43,6 +44,28 @@ def test_eval_equals_the_evaluation_in_training(trained, capsys, tmp_path):
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     assert last["kind"] == "eval"
     assert float(table[1]) == pytest.approx(100 * last["AP"], abs=0.051)
+
+
+def test_eval_of_records_and_of_tfds_finds_the_same(trained, tmp_path):
+    data, run = trained
+    images, annotations = str(data / "val"), str(data / "annotations/instances_val.json")
+    to_array_record.main(["--images", images, "--annotations", annotations, "--out", str(tmp_path / "records")])
+    prepared = prepare(annotations, images, tmp_path / "tfds")
+    found = {}
+    for name, more in (
+        ("directory", []),
+        ("records", [f"--data.val.records={tmp_path / 'records'}"]),
+        ("tfds", [f"--data.val.tfds={prepared}", "--data.val.tfds_split=validation"]),
+    ):
+        evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / f"{name}.json"), *more])
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["records"] == found["directory"]
+    for one in found.values():
+        one.sort(key=lambda row: (row["image_id"], -row["score"], row["category_id"]))
+    assert [row["category_id"] for row in found["tfds"]] == [row["category_id"] for row in found["directory"]]
+    for name in ("score", "bbox"):
+        ours, theirs = ([row[name] for row in found[one]] for one in ("tfds", "directory"))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_predict_draws_and_writes(trained, capsys, tmp_path):

@@ -9,17 +9,21 @@ from pathlib import Path
 import pytest
 
 from tood_jax.cli.options import list_configs, load_config, parse
-from tood_jax.config import Config, LearningConfig, OptimizerConfig, check, warnings
+from tood_jax.config import Config, HeadConfig, LearningConfig, LossConfig, NeckConfig, OptimizerConfig
+from tood_jax.config_rules import check, warnings
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
-COCO = [  # name, published AP, depth, groups, width a group, anchors, multi-scale and 24 epochs
-    ("tood_r50_fpn_1x_coco", "42.4", 50, 1, 64, "anchor_free", False),
-    ("tood_r50_fpn_anchor_based_1x_coco", "42.4", 50, 1, 64, "anchor_based", False),
-    ("tood_r50_fpn_ms_2x_coco", "44.5", 50, 1, 64, "anchor_free", True),
-    ("tood_r101_fpn_ms_2x_coco", "46.1", 101, 1, 64, "anchor_free", True),
-    ("tood_x101_64x4d_fpn_ms_2x_coco", "47.6", 101, 64, 4, "anchor_free", True),
+COCO = [  # name, published AP, depth, groups, width a group, box coding, multi-scale and 24 epochs
+    ("tood_r50_fpn_1x_coco", "42.4", 50, 1, 64, "exp_distances", False),
+    ("tood_r50_fpn_anchor_based_1x_coco", "42.4", 50, 1, 64, "anchor_deltas", False),
+    ("tood_r50_fpn_ms_2x_coco", "44.5", 50, 1, 64, "exp_distances", True),
+    ("tood_r101_fpn_ms_2x_coco", "46.1", 101, 1, 64, "exp_distances", True),
+    ("tood_x101_64x4d_fpn_ms_2x_coco", "47.6", 101, 64, 4, "exp_distances", True),
+    ("tood_r101_fpn_dconv_c3_c5_ms_2x_coco", "49.3", 101, 1, 64, "exp_distances", True),
+    ("tood_x101_64x4d_fpn_dconv_c4_c5_ms_2x_coco", "51.1", 101, 64, 4, "exp_distances", True),
 ]
+DEFORMABLE = {"tood_r101_fpn_dconv_c3_c5_ms_2x_coco": (2, 3, 4), "tood_x101_64x4d_fpn_dconv_c4_c5_ms_2x_coco": (3, 4)}
 
 
 def test_the_published_configs_are_there():
@@ -55,16 +59,28 @@ def test_the_command_in_the_docstring_is_one_that_train_takes(file, monkeypatch)
         assert config.name == file.stem
 
 
-@pytest.mark.parametrize(("name", "ap", "depth", "groups", "width", "anchors", "multi"), COCO, ids=lambda v: str(v))
-def test_published_hyper_parameters(name, ap, depth, groups, width, anchors, multi):
+@pytest.mark.parametrize(("name", "ap", "depth", "groups", "width", "coding", "multi"), COCO, ids=lambda v: str(v))
+def test_published_hyper_parameters(name, ap, depth, groups, width, coding, multi):
     config = load_config(str(FOLDER / f"{name}.py"))
     assert ap in (FOLDER / f"{name}.py").read_text(encoding="utf-8")
     backbone = config.backbone
     assert (backbone.depth, backbone.groups, backbone.width_per_group, backbone.width) == (depth, groups, width, 64)
     assert (backbone.norm, backbone.frozen_stages) == ("frozen_batch", 1)
-    assert dataclasses.astuple(config.neck) == (256, "none")
-    assert dataclasses.astuple(config.head) == (256, 6, 32, anchors, 8.0)
-    assert config.learning == LearningConfig(4.0, 9, 13, 1.0, 6.0, 2.0)
+    assert backbone.deformable_stages == DEFORMABLE.get(name, ())
+    assert config.neck == NeckConfig(channels=256, norm="none", extra_levels="on_output", relu_before_p7=False)
+    assert config.head == HeadConfig(
+        kind="t_head",
+        channels=256,
+        num_convs=6,
+        norm_groups=32,
+        deformable_convs=2 if name in DEFORMABLE else 0,
+        box_coding=coding,
+        anchor_scale=8.0,
+    )
+    assert config.learning == LearningConfig(
+        assigner="task_aligned", warmup_epochs=4.0, atss_topk=9, topk=13, alpha=1.0, beta=6.0
+    )
+    assert config.loss == LossConfig(box_loss_weight=2.0, focal_alpha=0.25, focal_gamma=2.0)
     assert config.optimizer == OptimizerConfig(
         learning_rate=0.01,
         learning_rate_batch=16,
@@ -85,7 +101,7 @@ def test_published_hyper_parameters(name, ap, depth, groups, width, anchors, mul
     assert (config.data.flip_probability, config.data.vertical_flip_probability) == (0.5, 0.0)
     assert config.data.pixel_mean == (123.675, 116.28, 103.53)
     assert config.data.pixel_std == (58.395, 57.12, 57.375)
-    assert dataclasses.astuple(config.detect) == (0.05, 1000, 0.6, 100, False)
+    assert dataclasses.astuple(config.detect) == (0.05, 1000, 0.6, 100, False, 0.0, False, "product")
     assert config.data.train.images == "data/coco/train2017"
     assert config.data.val.annotations == "data/coco/annotations/instances_val2017.json"
 

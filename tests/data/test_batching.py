@@ -22,6 +22,7 @@ from tood_jax.data.batching import (
     steps_per_epoch,
 )
 from tood_jax.data.errors import DataError
+from tood_jax.data.pipeline import _share
 
 DATA = DataConfig(
     train_short_side=(32, 64),
@@ -73,6 +74,18 @@ def test_evaluation_shows_every_image_once(sizes, batch_size):
     for batch in batches:
         assert batch.rows[0].index != FILLER  # no batch of nothing
         assert not any(row.flip or row.vertical_flip for row in batch.rows)
+
+
+@given(SIZES, st.integers(1, 4), st.integers(1, 6))
+def test_many_processes_evaluate_every_image_once(sizes, rows, processes):
+    """Whatever the remainder; and all of them make the same number of batches with the same number of rows."""
+    batches = evaluation_plan(np.array(sizes), DATA, rows * processes)
+    shares = [
+        [batch.rows[_share(rows * processes, index, processes)] for batch in batches] for index in range(processes)
+    ]
+    assert {len(part) for share in shares for part in share} == {rows}
+    found = [row.index for share in shares for part in share for row in part if row.index != FILLER]
+    assert sorted(found) == list(range(len(sizes)))
 
 
 def sizes_of(count=50):

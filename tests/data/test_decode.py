@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.data.conftest import picture
-from tood_jax.data.decode import MAX_PIXELS, decode_image, image_size
+from tood_jax.data.decode import MAX_PIXELS, decode_image, image_size, reduction
 from tood_jax.data.errors import BrokenImageError
 
 RGB = picture(36, 48)
@@ -205,3 +205,56 @@ def test_decompression_bombs_are_refused_unread(tmp_path):
     for name in ("bomb.png", "bomb.jpg"):
         with pytest.raises(BrokenImageError, match=rf"{name} has 400 million pixels, more than the 200 million"):
             decode_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("size", "at_least", "expected"),
+    [
+        ((960, 1280), (480, 640), 2),
+        ((960, 1280), (481, 641), 1),
+        ((960, 1280), (480, 641), 1),
+        ((3000, 4000), (750, 1000), 4),
+        ((3000, 4000), (800, 1067), 2),
+        ((3000, 4000), (10, 10), 8),
+        ((3000, 4001), (10, 10), 1),
+        ((3004, 4000), (10, 10), 4),
+        ((480, 640), (800, 1067), 1),
+    ],
+)
+def test_how_far_an_image_may_be_reduced(size, at_least, expected):
+    assert reduction(size, at_least) == expected
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("raw", [False, True])
+def test_scaled_decoding_gives_the_means_of_blocks(tmp_path, factor, orientation, raw):
+    """Also of turned files, whichever way their annotations were made."""
+    exif = Image.Exif()
+    exif[ROTATED] = orientation
+    (tmp_path / "a.jpg").write_bytes(jpeg(Image.fromarray(picture(160, 240)), quality=98, exif=exif, subsampling=0))
+    size = (160, 240) if raw or orientation == 1 else (240, 160)
+    full = decode_image(tmp_path / "a.jpg", size)
+    found = decode_image(tmp_path / "a.jpg", size, (size[0] // factor, size[1] // factor))
+    assert found.shape == (size[0] // factor, size[1] // factor, 3)
+    blocks = full.reshape(found.shape[0], factor, found.shape[1], factor, 3).mean(axis=(1, 3))
+    assert np.abs(blocks - found).max() <= 3
+
+
+def test_other_formats_and_odd_sizes_are_decoded_whole(tmp_path):
+    PICTURE.save(tmp_path / "a.png")
+    PICTURE.resize((49, 36)).save(tmp_path / "a.jpg")
+    assert decode_image(tmp_path / "a.png", (36, 48), (9, 12)).shape == (36, 48, 3)
+    assert decode_image(tmp_path / "a.jpg", (36, 49), (9, 12)).shape == (36, 49, 3)
+    with pytest.raises(BrokenImageError, match="is 49×36 pixels, but its annotations are for 48×36"):
+        decode_image(tmp_path / "a.jpg", (36, 48), (9, 12))
+
+
+def test_sizes_come_from_the_header_where_it_suffices(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(jpeg(PICTURE))
+    turned = Image.Exif()
+    turned[ROTATED] = 6
+    (tmp_path / "turned.jpg").write_bytes(jpeg(PICTURE, exif=turned))
+    assert image_size(tmp_path / "turned.jpg") == (48, 36)
+    monkeypatch.setattr("tood_jax.data.decode._decode", None)
+    assert image_size(tmp_path / "a.jpg") == image_size(str(tmp_path / "a.jpg")) == (36, 48)

@@ -255,6 +255,19 @@ def test_pixels_lie_where_boxes_say(tmp_path, data_config):
             np.testing.assert_allclose(boxes, records[batch.image_indices[i]].boxes[0], atol=0.5)
 
 
+def test_scaled_decoding_changes_pixels_a_little_and_boxes_not_at_all(tmp_path, data_config):
+    image = cv2.resize(np.random.default_rng(0).integers(0, 255, (12, 16, 3), np.uint8), (640, 480))
+    cv2.imwrite(str(tmp_path / "a.jpg"), image)
+    boxes, labels = np.array([[100, 50, 300, 400]], np.float32), np.zeros(1, np.int32)
+    record = ImageRecord(1, tmp_path / "a.jpg", 640, 480, boxes, labels)
+    dataset = CocoSet((ClassInfo(1, "x"),), (record,), LoadReport(), ())
+    (plain,) = take(eval_batches(dataset, data_config, batch_size=1))
+    (scaled,) = take(eval_batches(dataset, replace(data_config, scaled_decoding=True), batch_size=1))
+    difference = np.abs(plain.images.astype(int) - scaled.images)
+    assert 0 < difference.mean() < 2
+    assert_equal([plain._replace(images=scaled.images)], [scaled])
+
+
 def test_the_log_hears_of_canvases_padding_and_shrunk_images(shapes_set, data_config):
     plan = TrainPlan(sizes_of(shapes_set), data_config, 4, 5)
     epoch = [plan.batch(step) for step in range(plan.epoch_steps)]

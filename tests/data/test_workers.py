@@ -100,12 +100,13 @@ def test_a_killed_worker_raises_and_does_not_hang(shapes_set, data_config, worke
     assert not multiprocessing.active_children()
 
 
-def test_ctrl_c_does_not_end_the_workers(shapes_set, data_config):
-    """A terminal sends it to all processes; the parent finishes its step and saves."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_requests_to_stop_do_not_end_the_workers(shapes_set, data_config, number):
+    """A terminal or a scheduler sends them to all processes; the parent finishes its step and saves."""
     stream = endless(shapes_set, data_config, workers=1)
     next(stream)
     for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGINT)
+        os.kill(child.pid, number)
     within_a_minute(lambda: [next(stream) for _ in range(30)])
     stream.close()
     assert not multiprocessing.active_children()

@@ -9,8 +9,9 @@ import pytest
 
 from tests.tiny import random_batch, tiny_config
 from tood_jax.build import build_model
-from tood_jax.config import DetectConfig, LearningConfig
-from tood_jax.detectors.tood import canvas_pyramid, normalize_images, tood_detections, tood_losses
+from tood_jax.config import Config, DetectConfig
+from tood_jax.detectors.detector import canvas_pyramid, detections, normalize_images
+from tood_jax.detectors.losses import detection_losses
 from tood_jax.geometry.pyramid import pyramid
 from tood_jax.networks.layers import sigmoid_geometric_mean
 from tood_jax.types import Predictions
@@ -25,7 +26,7 @@ def learn(pred, batch, aligned):
     """Losses and their gradients to the predictions; one program for both phases."""
 
     def total(pred):
-        losses = tood_losses(pred, batch, aligned, learning=LearningConfig())
+        losses = detection_losses(pred, batch, aligned, Config())
         return losses.total, losses
 
     gradients, losses = jax.grad(total, has_aux=True)(pred)
@@ -118,7 +119,7 @@ def test_images_are_assigned_independently(aligned):
     changed = jax.tree.map(lambda a, b: a.at[1].set(b[1]), pred, other)
     _, before = learn(pred, batch, aligned)
     _, after = learn(changed, batch, aligned)
-    for a, b in zip(before, after, strict=True):
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         a, b = np.asarray(a[0]), np.asarray(b[0])
         np.testing.assert_allclose(a / np.linalg.norm(a), b / np.linalg.norm(b), atol=1e-6)
 
@@ -149,7 +150,7 @@ def test_extreme_logits_stay_finite(aligned):
     def gradient(logits, alignment, boxes):
         def total(logits, alignment, boxes):
             pred = Predictions(sigmoid_geometric_mean(logits, alignment), boxes)
-            return tood_losses(pred, batch, aligned, learning=LearningConfig()).total
+            return detection_losses(pred, batch, aligned, Config()).total
 
         return jax.value_and_grad(total, (0, 1, 2))(logits, alignment, boxes)
 
@@ -174,7 +175,7 @@ def test_canvas_pyramid_reads_height_before_width():
 def test_detections_come_from_valid_cells_in_original_pixels():
     batch, pred = random_batch(2), predictions(2)
     batch = batch._replace(sizes=np.array([[64, 64], [30, 64]], np.int32), scales=np.full((2, 2), 0.5, np.float32))
-    found = tood_detections(pred, jax.tree.map(jnp.asarray, batch), DetectConfig(max_detections=20))
+    found = detections(pred, jax.tree.map(jnp.asarray, batch), Config(detect=DetectConfig(max_detections=20)))
     assert (found.scores > 0).all()
     boxes = np.asarray(pred.boxes * CELLS.strides[:, None]) * 2
     for i in range(2):

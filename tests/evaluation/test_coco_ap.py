@@ -59,11 +59,19 @@ def test_one_perfect_box(engine):
 def test_the_iou_decides_which_thresholds_count(engine):
     # 60 of 100 columns overlap, so that IoU = 0.6: three of the ten thresholds (0.5, 0.55, 0.6) are met
     metrics = evaluate(truth((1, 1, [0, 0, 100, 100])), [result(1, 1, [0, 0, 60, 100], 0.9)], engine)
+    assert metrics.AP90 == 0.0
     assert metrics.AP50 == pytest.approx(1.0)
     assert metrics.AP75 == 0.0
     assert metrics.AP == pytest.approx(0.3)
     assert metrics.AR100 == pytest.approx(0.3)
     assert metrics.APl == pytest.approx(0.3)
+
+
+def test_ap90_is_the_ninth_threshold(engine):
+    # IoU 0.92 meets 0.90 and misses 0.95: nine of ten thresholds
+    metrics = evaluate(truth((1, 1, [0, 0, 100, 100])), [result(1, 1, [0, 0, 92, 100], 0.9)], engine)
+    assert metrics.AP90 == pytest.approx(1.0)
+    assert metrics.AP == pytest.approx(0.9)
 
 
 def test_a_duplicate_is_a_false_positive(engine):
@@ -174,7 +182,8 @@ def test_equals_the_reference_summary(engine, capsys):
     evaluation.summarize()
     capsys.readouterr()
     metrics = evaluate(ground_truth, results, engine)
-    np.testing.assert_allclose(list(metrics.numbers().values()), evaluation.stats, rtol=0, atol=1e-12)
+    twelve = [value for name, value in metrics.numbers().items() if name != "AP90"]
+    np.testing.assert_allclose(twelve, evaluation.stats, rtol=0, atol=1e-12)
     assert 0.1 < metrics.AP < 0.9
     assert np.mean(metrics.class_ap) == pytest.approx(metrics.AP)
 
@@ -221,8 +230,8 @@ def test_impossible_results_are_refused():
 
 
 METRICS = CocoMetrics(
-    AP=0.4236, AP50=0.6, AP75=0.5, APs=math.nan, APm=0.1, APl=1.0, AR1=0.2, AR10=0.3, AR100=0.4, ARs=math.nan,
-    ARm=0.5, ARl=0.6, class_ap=(0.25, math.nan),
+    AP=0.4236, AP50=0.6, AP75=0.5, AP90=0.125, APs=math.nan, APm=0.1, APl=1.0, AR1=0.2, AR10=0.3, AR100=0.4,
+    ARs=math.nan, ARm=0.5, ARl=0.6, class_ap=(0.25, math.nan),
 )  # fmt: skip
 
 
@@ -230,14 +239,14 @@ def test_json_has_none_for_what_does_not_exist():
     plain = METRICS.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert (plain["AP"], plain["APs"], plain["class_ap"]) == (0.4236, None, [0.25, None])
-    assert len(METRICS.numbers()) == 12
+    assert len(METRICS.numbers()) == 13  # COCO's twelve, and AP90
 
 
 def test_the_table():
     assert format_table(METRICS, ["cat", "Größe"]) == "\n".join(
         [
-            "      AP    AP50    AP75     APs     APm     APl",
-            "    42.4    60.0    50.0     n/a    10.0   100.0",
+            "      AP    AP50    AP75    AP90     APs     APm     APl",
+            "    42.4    60.0    50.0    12.5     n/a    10.0   100.0",
             "     AR1    AR10   AR100     ARs     ARm     ARl",
             "    20.0    30.0    40.0     n/a    50.0    60.0",
             "",

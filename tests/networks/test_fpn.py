@@ -40,3 +40,20 @@ def test_information_flows_down_only(norm):
     for source, reached in ((0, [True, False, False, False, False]), (2, [True] * 5)):
         changed = apply(variables, tuple(2 * m + 1 if i == source else m for i, m in enumerate(maps)))
         assert [bool(jnp.any(a != b)) for a, b in zip(levels, changed, strict=True)] == reached
+
+
+def test_p6_from_c5_and_a_relu_before_p7():
+    """on_input: P6 sees C5 alone, so no output convolution; a negative P6 is nothing to P7 after the ReLU."""
+    rng = np.random.default_rng(0)
+    maps = tuple(jnp.asarray(rng.standard_normal((1, s, s, c)), jnp.float32) for s, c in ((8, 4), (4, 4), (2, 6)))
+    neck = FPN(channels=4, extra_levels="on_input", relu_before_p7=True)
+    variables = jax.jit(neck.init)(jax.random.key(0), maps)
+    params = variables["params"]
+    assert params["output_3"]["kernel"].shape == (3, 3, 6, 4)
+    apply = jax.jit(neck.apply)
+    before = apply(variables, maps)
+    other = params | {"output_2": jax.tree.map(lambda x: 3 * x + 1, params["output_2"])}
+    after = apply({"params": other}, maps)
+    assert [bool(jnp.any(a != b)) for a, b in zip(before, after, strict=True)] == [False, False, True, False, False]
+    negative = params | {"output_3": jax.tree.map(jnp.zeros_like, params["output_3"]) | {"bias": -jnp.ones(4)}}
+    np.testing.assert_allclose(apply({"params": negative}, maps)[4], 0)  # output_4's bias starts at 0

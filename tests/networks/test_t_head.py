@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tood_jax.geometry.coding import BoxCoding
 from tood_jax.networks.t_head import THead
 
 OPTIONS = {"num_classes": 3, "channels": 16, "num_convs": 2, "norm_groups": 4}
@@ -19,11 +20,12 @@ def params():
 
 def with_sides_and_offsets(params, sides, offsets):
     """Parameters of a head that says these raw sides and these offsets (dy, dx, a side) in every cell."""
-    still = {
-        name: jax.tree.map(jnp.zeros_like, params[name]) | {"bias": jnp.asarray(bias, jnp.float32)}
-        for name, bias in (("reg_sides", sides), ("reg_alignment_1", np.ravel(offsets)))
-    }
-    return params | still
+
+    def still(layer, bias):
+        return jax.tree.map(jnp.zeros_like, layer) | {"bias": jnp.asarray(bias, jnp.float32)}
+
+    align = params["align"] | {"reg_alignment_1": still(params["align"]["reg_alignment_1"], np.ravel(offsets))}
+    return params | {"reg_sides": still(params["reg_sides"], sides), "align": align}
 
 
 def boxes_of(params, **options):
@@ -36,7 +38,7 @@ def points(height, width):
 
 def test_outputs(params):
     outputs = jax.jit(lambda p: THead(**OPTIONS).apply({"params": p}, LEVELS))(params)
-    for features, (scores, boxes) in zip(LEVELS, outputs, strict=True):
+    for features, (scores, boxes, *_) in zip(LEVELS, outputs, strict=True):
         assert scores.shape == (*features.shape[:3], 3)
         assert boxes.shape == (*features.shape[:3], 4)
         np.testing.assert_allclose(scores, 0.01, rtol=0.2)  # the prior
@@ -53,7 +55,7 @@ def test_anchor_free_boxes_are_distances_from_the_point(params):
 
 def test_anchor_based_boxes_are_deltas_of_the_anchor(params):
     still = with_sides_and_offsets(params, [1.0, 0, np.log(2) / 0.2, 0], np.zeros((4, 2)))
-    boxes = boxes_of(still, anchor_type="anchor_based", anchor_scale=4.0)
+    boxes = boxes_of(still, coding=BoxCoding("anchor_deltas", anchor_scale=4.0))
     center = points(8, 9) + np.array([0.4, 0])
     expected = np.concatenate([center - np.array([4, 2]), center + np.array([4, 2])], axis=-1)
     np.testing.assert_allclose(boxes, np.broadcast_to(expected, (2, 8, 9, 4)), rtol=1e-5, atol=1e-5)
@@ -91,11 +93,11 @@ def test_layer_attention_weighs_the_layers(params):
     )
 
 
-@pytest.mark.parametrize("anchor_type", ["anchor_free", "anchor_based"])
-def test_bfloat16_gives_float32_near_the_float32_ones(params, anchor_type):
+@pytest.mark.parametrize("coding", ["exp_distances", "anchor_deltas"])
+def test_bfloat16_gives_float32_near_the_float32_ones(params, coding):
     outputs = {}
     for dtype in (jnp.float32, jnp.bfloat16):
-        head = THead(**OPTIONS, anchor_type=anchor_type, dtype=dtype)
+        head = THead(**OPTIONS, coding=BoxCoding(coding), dtype=dtype)
         outputs[dtype] = jax.jit(lambda p, head=head: head.apply({"params": p}, LEVELS))(params)
     for full, half in zip(jax.tree.leaves(outputs[jnp.float32]), jax.tree.leaves(outputs[jnp.bfloat16]), strict=True):
         assert half.dtype == jnp.float32

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tood_jax.training import appending
 from tood_jax.training.records import RunLog, format_eta, images_per_second, json_safe, memory_report
 
 
@@ -199,3 +200,46 @@ def test_memory_report() -> None:
     assert not rest
     assert name in ("process_gb", "device_peak_gb")
     assert 0.01 < size < 1000
+
+
+def test_a_full_disk_does_not_end_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that is written fails for a while; then the files are as if nothing had been, but for a picture."""
+    picture = np.zeros((4, 4, 3), np.uint8)
+
+    def full(*_args: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with RunLog(tmp_path, log_every_steps=1) as log:
+        log.metrics(1, {"loss": 1.0})
+        with monkeypatch.context() as patch:
+            patch.setattr(appending.os, "write", full)
+            patch.setattr(Path, "write_bytes", full)
+            log.metrics(2, {"loss": 1.0})
+            log.metrics(3, {"loss": 1.0})
+            log.progress(3, 9, {"loss": 1.0})
+            assert log.picture(3, "lost", picture) is None
+        log.metrics(4, {"loss": 1.0})
+        assert log.picture(4, "kept", picture) is not None
+        log.say("room again")
+    assert [row["step"] for row in read_strictly(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    scalars = [e.step for e in events_of(tmp_path) for v in e.summary.value if v.tag == "train/loss"]
+    assert scalars == [1, 2, 3, 4]
+    said = (tmp_path / "train.log").read_text()
+    for name in ("metrics.jsonl", "events.out", "train.log", "0000003_lost.png"):
+        assert sum(name in line and "can't be written" in line for line in said.splitlines()) == 1, name
+    assert "step 3/9" in said
+    assert capsys.readouterr().out.count("No space left on device") == 4
+
+
+def test_an_evaluation_that_never_reached_a_checkpoint_is_made_anew(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        for step in (1, 2):
+            log.metrics(step, {"loss": 1.0})
+            log.metrics(step, {"AP": 0.5}, kind="eval")
+        log.resume_from(2, evaluated=True)
+        assert len(read_strictly(tmp_path / "metrics.jsonl")) == 4
+        log.resume_from(2, evaluated=False)
+        kinds = [(row["step"], row["kind"]) for row in read_strictly(tmp_path / "metrics.jsonl")]
+    assert kinds == [(1, "train"), (1, "eval"), (2, "train")]

@@ -6,22 +6,59 @@ import threading
 
 import pytest
 
-from tood_jax.training.signals import StopRequest
+from tood_jax.training.signals import EXIT_STATUS, Reason, Stopped, StopRequest
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+REASONS = {signal.SIGINT: Reason.INTERRUPT, signal.SIGTERM: Reason.PREEMPTION, signal.SIGUSR1: Reason.PREEMPTION}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals) -> None:
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_first_signal_asks_and_a_later_ctrl_c_stops(number: signal.Signals) -> None:
     said: list[str] = []
-    former = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    with StopRequest(said.append) as stop:
-        assert not stop.requested
-        os.kill(os.getpid(), number)
-        assert stop.requested
+    former = [signal.getsignal(each) for each in NUMBERS]
+    with StopRequest(said.append, patience=0) as stop:
+        stop.check()
+        assert stop.reason is Reason.NONE
+        send(number)
+        assert stop.reason is REASONS[number]
         assert said == [f"{number.name}: saving, then stopping; press Ctrl-C again to stop at once"]
+        with pytest.raises(Stopped) as stopped:
+            stop.check()
+        assert stopped.value.reason is REASONS[number]
+        if number != signal.SIGINT:
+            send(signal.SIGINT)  # the first of its kind
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == former
+            send(signal.SIGINT)
+    assert [signal.getsignal(each) for each in NUMBERS] == former
     assert len(said) == 1
+
+
+def test_a_ctrl_c_that_arrives_twice_at_once_is_one() -> None:
+    with StopRequest(lambda text: None, patience=3600) as stop:
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        assert stop.reason is Reason.INTERRUPT
+
+
+def test_a_scheduler_that_repeats_itself_does_not_cut_the_save_short() -> None:
+    with StopRequest(lambda text: None, patience=0) as stop:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            send(number)
+        assert stop.reason is Reason.PREEMPTION
+
+
+def test_a_preemption_outranks_ctrl_c() -> None:
+    """The run should go on by itself, whoever else asked for a stop."""
+    with StopRequest(lambda text: None) as stop:
+        send(signal.SIGINT)
+        send(signal.SIGTERM)
+        assert stop.reason is Reason.PREEMPTION
+    assert max(Reason) is Reason.PREEMPTION
+    assert EXIT_STATUS == {Reason.NONE: 0, Reason.INTERRUPT: 130, Reason.PREEMPTION: 75}
 
 
 def test_former_handlers_come_back() -> None:
@@ -29,22 +66,19 @@ def test_former_handlers_come_back() -> None:
     former = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
         with StopRequest(lambda text: None) as stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.requested
+            send(signal.SIGTERM)
+            assert stop.reason
             assert not heard
-        os.kill(os.getpid(), signal.SIGTERM)
+        send(signal.SIGTERM)
         assert heard == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, former)
 
 
-def test_a_reentrant_print_does_no_harm() -> None:
-    def reentrant(text: str) -> None:
-        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
-
-    with StopRequest(reentrant) as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.requested
+def test_it_speaks_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopRequest():
+        send(signal.SIGTERM)
+    assert capfd.readouterr().err.startswith("SIGTERM: saving, then stopping")
 
 
 def test_it_does_nothing_in_another_thread() -> None:
@@ -53,9 +87,9 @@ def test_it_does_nothing_in_another_thread() -> None:
 
     def work() -> None:
         with StopRequest() as stop:
-            seen.append((stop.requested, signal.getsignal(signal.SIGINT)))
+            seen.append((stop.reason, signal.getsignal(signal.SIGINT)))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [(False, former)]
+    assert seen == [(Reason.NONE, former)]

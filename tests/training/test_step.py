@@ -9,6 +9,7 @@ import pytest
 
 from tests.tiny import random_batch, tiny_config
 from tood_jax.build import build_model
+from tood_jax.cli.options import load_config
 from tood_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tood_jax.training.sharding import make_mesh, put_batch, replicated
 from tood_jax.training.state import init_state
@@ -20,11 +21,11 @@ NUM_CLASSES = 4
 class Setup:
     """A compiled step of the tiny model over some devices, and its first state."""
 
-    def __init__(self, tmp_path, devices=1, accumulate=1, batch_size=8, precision="float32"):
+    def __init__(self, tmp_path, devices=1, accumulate=1, batch_size=8, precision="float32", **groups):
         config = tiny_config(
             tmp_path, tmp_path, accumulate_steps=accumulate, batch_size=batch_size, precision=precision
         )
-        self.config = dataclasses.replace(config, head=dataclasses.replace(config.head, norm_groups=4))
+        self.config = dataclasses.replace(config, **groups)
         self.model = build_model(self.config, NUM_CLASSES)
         self.schedule = learning_rate_schedule(self.config.optimizer, batch_size=8, steps_per_epoch=2, epochs=4)
         self.optimizer = make_optimizer(self.config, self.schedule)
@@ -107,6 +108,26 @@ def test_accumulation_averages_its_parts(one, tmp_path):
         assert rows[0][name] == pytest.approx(reference[0][name], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_a_rival_has_its_parts_and_no_phases(tmp_path):
+    """PAA, whose assigner sees losses, whose head has a quality branch: one device equals eight here too."""
+    rival = load_config("configs/rivals/paa_r50_fpn_1x_coco.py")
+    groups = {
+        "head": dataclasses.replace(rival.head, channels=16, num_convs=2, norm_groups=4),
+        "learning": rival.learning,
+        "loss": rival.loss,
+    }
+    assert warmup_steps(rival, 100) == 0
+    batch = random_batch(8)
+    _, rows = Setup(tmp_path, **groups).run(4, batch)
+    _, rows_8 = Setup(tmp_path, devices=8, **groups).run(4, batch)
+    for row in rows:
+        assert "task_aligned" not in row
+        assert row["loss"] == pytest.approx(row["loss_cls"] + row["loss_box"] + row["loss_quality"], rel=1e-5)
+        assert row["loss_quality"] > 0
+    np.testing.assert_allclose([r["loss"] for r in rows_8], [r["loss"] for r in rows], rtol=1e-5)
+
+
 def test_bfloat16_computes_and_float32_keeps(one, tmp_path):
     """Parameters and losses stay float32; the losses follow the float32 run within bfloat16's rounding."""
     batch = random_batch(8)
@@ -120,3 +141,17 @@ def test_bfloat16_computes_and_float32_keeps(one, tmp_path):
 def test_an_uneven_batch_is_refused_in_words(tmp_path):
     with pytest.raises(ValueError, match=r"6 images can't be split evenly over 8 devices: choose train\.batch_size"):
         put_batch(random_batch(6), make_mesh(jax.devices()))
+
+
+def test_a_step_behind_a_bad_one_changes_nothing(one):
+    """`go`, the `finite` of the step before, decides on the device; with 1 the step is the same to the bit."""
+    chained = compile_train_step(one.model, one.config, one.optimizer, one.schedule, 2, one.mesh, chained=True)
+    batch = put_batch(random_batch(8), one.mesh)
+    before = jax.device_get(one.state())
+    refused, row = chained(one.state(), batch, jnp.zeros(()))
+    assert row["finite"] == 0
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(refused), before)
+    went, row = chained(one.state(), batch, jnp.ones(()))
+    plain, _ = one.step(one.state(), batch)
+    assert row["finite"] == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(went), jax.device_get(plain))

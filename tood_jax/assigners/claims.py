@@ -1,15 +1,18 @@
-"""What both assigners share: chunks of objects, and settling cells that several objects claim.
+"""What assigners share: chunks of objects, the centre prior, and settling cells that several objects claim.
 
-Axes: N cells · M padded objects · K candidates an object · G objects a chunk.
+Axes: N cells · M padded objects · K candidates an object · G objects a chunk. Boxes are xyxy in pixels.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
+
+from tood_jax.geometry.boxes import aligned_iou, inside_distance
+from tood_jax.types import Assignment
 
 # A candidate's point must lie in the object's box by more than this many pixels (published code).
 MIN_INSIDE_DISTANCE = 0.01
@@ -35,14 +38,60 @@ def claim_in_chunks(claim: Callable[..., Claims], objects: tuple, chunk: int) ->
     count = objects[0].shape[0]
     if count <= chunk:
         return claim(*objects)
+    claims = lax.map(lambda part: claim(*part), _split(objects, chunk))
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:count], claims)
+
+
+def fold_in_chunks(fold: Callable[..., Any], start: Any, objects: tuple, chunk: int) -> Any:
+    """`start = fold(start, *objects)` worked off `chunk` objects at a time, in their order.
+
+    Args:
+        fold: takes what the earlier objects left (arrays of one shape throughout) and arrays with G objects in front;
+            the last chunk is filled up with zeros (False).
+        objects: arrays with M in front; with M = 0, `start` comes back.
+        chunk: objects a round, ≥ 1.
+    """
+    count = objects[0].shape[0]
+    if count <= chunk:
+        return fold(start, *objects) if count else start
+    return lax.scan(lambda state, part: (fold(state, *part), None), start, _split(objects, chunk))[0]
+
+
+def _split(objects: tuple, chunk: int) -> tuple:
+    """Each array [M, …] as [rounds, chunk, …], padded with zeros."""
+    count = objects[0].shape[0]
     rounds = -(-count // chunk)
 
     def split(array):
         padding = [(0, rounds * chunk - count)] + [(0, 0)] * (array.ndim - 1)
         return jnp.pad(array, padding).reshape(rounds, chunk, *array.shape[1:])
 
-    claims = lax.map(lambda part: claim(*part), tuple(split(array) for array in objects))
-    return jax.tree.map(lambda array: array.reshape(rounds * chunk, *array.shape[2:])[:count], claims)
+    return tuple(split(array) for array in objects)
+
+
+def near_center(
+    points: Float[Array, "n 2"], strides: Float[Array, " n"], gt_boxes: Float[Array, "g 4"], radius: float
+) -> Bool[Array, "g n"]:
+    """Does a point lie in the square of ±radius·stride around a box's centre (its border excluded)?"""
+    centers = (gt_boxes[:, None, :2] + gt_boxes[:, None, 2:]) / 2  # [G, 1, 2]
+    reach = radius * strides[:, None]
+    return inside_distance(points, jnp.concatenate([centers - reach, centers + reach], axis=-1)) > 0
+
+
+def full_assignment(
+    gt_index: Int[Array, " n"], boxes: Float[Array, "n 4"] | None, gt_boxes: Float[Array, "m 4"]
+) -> Assignment:
+    """Positives that learn their object in full: metric and soft label 1, and the IoU of their own box with it.
+
+    Args:
+        boxes: one a cell; None where the assignment knows only points: then iou is 0 everywhere.
+    """
+    positive = gt_index >= 0
+    ones = positive.astype(jnp.float32)
+    iou = jnp.zeros_like(ones)
+    if boxes is not None and len(gt_boxes):
+        iou = jnp.where(positive, aligned_iou(boxes, gt_boxes[jnp.maximum(gt_index, 0)]), 0)
+    return jax.tree.map(lax.stop_gradient, Assignment(gt_index.astype(jnp.int32), ones, iou, ones))
 
 
 def settle(claims: Claims, num_cells: int) -> tuple[Int[Array, " n"], Bool[Array, "m k"]]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,24 +14,47 @@ from tood_jax.build import build_model
 from tood_jax.cli.options import parse
 from tood_jax.config import Config, ConfigError, from_dict
 from tood_jax.data.coco import ClassInfo
-from tood_jax.data.errors import DataError
-from tood_jax.detectors.tood import Tood
+from tood_jax.data.errors import DataError, StalledError
+from tood_jax.detectors.detector import Detector
 from tood_jax.training.checkpoints import Checkpoint, CheckpointError, open_checkpoint
 from tood_jax.training.loop import NonFiniteLossError
+from tood_jax.training.processes import ProcessError, end_at_once, leave_at_once, of_a_lost_peer
+from tood_jax.training.signals import EXIT_STATUS, Reason, Stopped
 from tood_jax.training.state import Tree
 
 Args = TypeVar("Args")
-EXPECTED_ERRORS = (ConfigError, DataError, CheckpointError, NonFiniteLossError, OSError)
+EXPECTED_ERRORS = (ConfigError, DataError, CheckpointError, NonFiniteLossError, ProcessError, OSError)
 
 
 @contextmanager
 def said_in_one_sentence(prog: str) -> Iterator[None]:
-    """Expected errors end the program with their sentence and status 1, without a traceback."""
+    """Expected errors end the program with their sentence and status 1, without a traceback.
+
+    In a run of many processes every error ends this one at once, and the loss of another process is an expected one,
+    after which the run should be started again.
+    """
     try:
         yield
     except EXPECTED_ERRORS as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        lost = of_a_lost_peer(error)
+        print(f"{prog}: {lost or error}", file=sys.stderr)
+        if isinstance(error, StalledError):  # a thread hangs in a read, and an ordinary exit would wait for it
+            end_at_once(1)
+        leave_at_once(EXIT_STATUS[Reason.PREEMPTION] if lost else 1)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        if jax.distributed.is_initialized():
+            print(f"{prog}: stopped at once.", file=sys.stderr)
+            leave_at_once(EXIT_STATUS[Reason.INTERRUPT])
+        raise
+    except Stopped:
+        raise
+    except Exception as error:
+        if jax.distributed.is_initialized():
+            lost = of_a_lost_peer(error)
+            print(f"{prog}: {lost}" if lost else traceback.format_exc(), file=sys.stderr)
+            leave_at_once(EXIT_STATUS[Reason.PREEMPTION] if lost else 1)
+        raise
 
 
 def use_compilation_cache() -> None:
@@ -42,7 +66,7 @@ def use_compilation_cache() -> None:
 class Trained(NamedTuple):
     """A model as a checkpoint holds it."""
 
-    model: Tood
+    model: Detector
     params: Tree
     batch_stats: Tree
     classes: tuple[ClassInfo, ...]

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from tood_jax.cli.common import load_trained, parse_with_checkpoint, said_in_one_sentence, use_compilation_cache
 from tood_jax.config import ConfigError
-from tood_jax.data.coco import load_coco
+from tood_jax.data.sets import load_set
 from tood_jax.evaluation.coco_ap import format_table, write_results
 from tood_jax.evaluation.evaluate import evaluate_set
 from tood_jax.evaluation.predict import compile_detect_step
-from tood_jax.training.sharding import make_mesh
+from tood_jax.training.messages import is_first
+from tood_jax.training.processes import join, meet
+from tood_jax.training.sharding import make_mesh, put_whole, replicated
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,26 @@ def main(argv: list[str] | None = None) -> None:
     args, config, checkpoint = parse_with_checkpoint(Args, argv, prog="eval.py", description=description)
     use_compilation_cache()
     with said_in_one_sentence("eval.py"):
-        dataset = load_coco(config.data.val)
-        print(f"val: {dataset.report.summary()}")
+        join()
+        say = print if is_first() else lambda *_: None
+        dataset = load_set(config.data.val)
+        say(f"val: {dataset.report.summary()}")
         trained = load_trained(checkpoint, config)
         if trained.classes != dataset.classes:
             raise ConfigError(
-                f"{config.data.val.annotations} has the categories {[one.name for one in dataset.classes]}, but the "
+                f"{config.data.val.place} has the categories {[one.name for one in dataset.classes]}, but the "
                 f"checkpoint was trained on {[one.name for one in trained.classes]}; ids and names must agree."
             )
-        mesh = make_mesh()
+        mesh = make_mesh(space=config.parallel.space)
+        meet(mesh)
         detect_step = compile_detect_step(trained.model, config, mesh)
-        evaluation = evaluate_set(detect_step, trained.params, trained.batch_stats, dataset, config, mesh)
-        print(f"Step {checkpoint.step} of {args.checkpoint} on {config.data.val.annotations}:")
-        print(format_table(evaluation.metrics, [one.name for one in dataset.classes]))
+        params, batch_stats = put_whole((trained.params, trained.batch_stats), replicated(mesh))
+        evaluation = evaluate_set(detect_step, params, batch_stats, dataset, config, mesh)
+        say(f"Step {checkpoint.step} of {args.checkpoint} on {config.data.val.place}:")
+        say(format_table(evaluation.metrics, [one.name for one in dataset.classes]))
         if evaluation.left_out:
-            print(evaluation.left_out)
+            say(evaluation.left_out)
         out = Path(args.out) if args.out else checkpoint.folder.parent.parent / f"{checkpoint.step}.results.json"
-        write_results(evaluation.results, out)
-        print(f"{len(evaluation.results)} detections in {len(evaluation.found)} images written to {out}")
+        if is_first():
+            write_results(evaluation.results, out)
+        say(f"{len(evaluation.results)} detections in {len(evaluation.found)} images written to {out}")

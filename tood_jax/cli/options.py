@@ -31,7 +31,8 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
-from tood_jax.config import Config, check, from_dict, load_config_json, to_dict
+from tood_jax.config import Config, from_dict, load_config_json, to_dict
+from tood_jax.config_rules import check
 from tood_jax.typed import ConfigError, expected, leaf_hints, nearest
 
 Args = TypeVar("Args")

@@ -20,7 +20,7 @@ from tood_jax.data.pipeline import empty_batch
 from tood_jax.data.transforms import resize
 from tood_jax.evaluation.coco_ap import coco_results, write_results
 from tood_jax.evaluation.predict import compile_detect_step, detect_batches
-from tood_jax.training.sharding import make_mesh
+from tood_jax.training.sharding import make_mesh, replicated
 from tood_jax.types import Batch
 from tood_jax.visualize.draw import draw_detections, enlarge, save_image
 
@@ -57,10 +57,11 @@ def main(argv: list[str] | None = None) -> None:
         class_names = [one.name for one in trained.classes]
         mesh = make_mesh(jax.devices()[:1])  # pictures come one by one
         detect_step = compile_detect_step(trained.model, config, mesh)
+        params, batch_stats = jax.device_put((trained.params, trained.batch_stats), replicated(mesh))
         results: list[dict[str, Any]] = []
         drawn = 0
         for index, image, batch in tqdm(_read(files, config, skipped), total=len(files), unit="image", leave=False):
-            (found,) = detect_batches(detect_step, trained.params, trained.batch_stats, [batch], mesh)
+            (found,) = detect_batches(detect_step, params, batch_stats, [batch], mesh)
             boxes = (found.boxes, found.scores, found.labels)
             rows = coco_results([boxes], [str(files[index])], [one.id for one in trained.classes])
             results += [

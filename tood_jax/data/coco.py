@@ -7,9 +7,8 @@ sorted by category id, so that ids may have gaps. Crowd boxes take no part in tr
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from tood_jax.config import SplitConfig
 from tood_jax.data.decode import image_size
 from tood_jax.data.errors import DataError
+from tood_jax.data.paths import ImagePath, as_path, is_file, is_folder, read_bytes
 
 _SHOWN = 3  # examples named in a report
 
@@ -33,7 +33,7 @@ class ImageRecord:
     """One image and its objects."""
 
     id: Any  # as in the file
-    path: Path
+    path: ImagePath
     width: int  # pixels, as the file says
     height: int
     boxes: np.ndarray  # [n, 4] float32 xyxy, pixels
@@ -90,17 +90,46 @@ class CocoSet:
 
 
 def load_coco(split: SplitConfig) -> CocoSet:
-    """Read a split.
+    """Read a split that is a folder of images and an instances JSON; both may lie in an object store.
 
     Raises:
         DataError: in one sentence, for whatever can't be mended. What can is mended, counted and said in `report`.
     """
-    file, folder = Path(split.annotations), Path(split.images)
-    raw = _read_json(file, folder)
+    file, folder = as_path(split.annotations), as_path(split.images)
+    if not is_file(file):
+        raise DataError(
+            f"There is no annotation file {split.annotations or '(empty name)'}: set data.*.annotations to a COCO "
+            "instances JSON."
+        )
+    if not is_folder(folder):
+        raise DataError(f"There is no image folder {folder}: set data.*.images to the folder of the images of {file}.")
+
+    def path_of(position: int, name: str) -> ImagePath:
+        path = folder / name
+        if position == 0 and not is_file(path):
+            raise DataError(
+                f"{path}, the first image of {file}, does not exist: set data.*.images to the folder that 'file_name' "
+                "starts from."
+            )
+        return path
+
+    return parse_coco(read_coco_json(read_bytes(file), file), file, path_of)
+
+
+def parse_coco(raw: Mapping[str, Any], file: object, path_of: Callable[[int, str], ImagePath]) -> CocoSet:
+    """Check and mend an instances tree.
+
+    Args:
+        raw: as `read_coco_json` returns it.
+        file: what errors call it.
+        path_of: where the image of a position in `images` and a 'file_name' lies.
+
+    Raises DataError as `load_coco`.
+    """
     report = LoadReport()
     classes = _classes(raw, file)
     label_of = {one.id: label for label, one in enumerate(classes)}
-    images = _images(raw, file, folder, report)
+    images = _images(raw, file, path_of, report)
     kept = _annotations(raw, file, images, label_of, report)
     by_image: dict[Any, list[dict[str, Any]]] = {}
     for one in kept:
@@ -123,15 +152,10 @@ def load_coco(split: SplitConfig) -> CocoSet:
     return CocoSet(classes, tuple(records), report, tuple(kept))
 
 
-def _read_json(file: Path, folder: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise DataError(
-            f"There is no annotation file {file or '(empty name)'}: set data.*.annotations to a COCO instances JSON."
-        )
-    if not folder.is_dir():
-        raise DataError(f"There is no image folder {folder}: set data.*.images to the folder of the images of {file}.")
+def read_coco_json(data: bytes, file: object) -> dict[str, Any]:
+    """The tree of an instances JSON, its lists being there. Raises DataError, naming `file`."""
     try:
-        raw = json.loads(file.read_bytes())
+        raw = json.loads(data)
     except ValueError as error:
         raise DataError(f"{file} is not JSON ({error}): give a COCO instances JSON.") from None
     if not isinstance(raw, dict):
@@ -149,7 +173,7 @@ def _read_json(file: Path, folder: Path) -> dict[str, Any]:
     return raw
 
 
-def _classes(raw: Mapping[str, Any], file: Path) -> tuple[ClassInfo, ...]:
+def _classes(raw: Mapping[str, Any], file: object) -> tuple[ClassInfo, ...]:
     found: dict[int, str] = {}
     for one in raw["categories"]:
         id_ = one.get("id") if isinstance(one, dict) else None
@@ -164,8 +188,10 @@ def _classes(raw: Mapping[str, Any], file: Path) -> tuple[ClassInfo, ...]:
     return tuple(ClassInfo(id_, found[id_]) for id_ in sorted(found))
 
 
-def _images(raw: Mapping[str, Any], file: Path, folder: Path, report: LoadReport) -> dict[Any, tuple[Path, int, int]]:
-    images: dict[Any, tuple[Path, int, int]] = {}
+def _images(
+    raw: Mapping[str, Any], file: object, path_of: Callable[[int, str], ImagePath], report: LoadReport
+) -> dict[Any, tuple[ImagePath, int, int]]:
+    images: dict[Any, tuple[ImagePath, int, int]] = {}
     for one in raw["images"]:
         id_, name = (one.get("id"), one.get("file_name")) if isinstance(one, dict) else (None, None)
         if id_ is None or isinstance(id_, (list, dict, float)) or not isinstance(name, str) or not name:
@@ -179,12 +205,7 @@ def _images(raw: Mapping[str, Any], file: Path, folder: Path, report: LoadReport
                 f"{file}: images: ids are numbers and texts ({first!r}, {id_!r}), which can't be put in order; "
                 "use one kind."
             )
-        path = folder / name
-        if not images and not path.is_file():
-            raise DataError(
-                f"{path}, the first image of {file}, does not exist: set data.*.images to the folder that 'file_name' "
-                "starts from."
-            )
+        path = path_of(len(images), name)
         width, height = one.get("width"), one.get("height")
         if not _is_length(width) or not _is_length(height):
             height, width = image_size(path)
@@ -199,8 +220,8 @@ def _is_length(value: Any) -> bool:
 
 def _annotations(
     raw: Mapping[str, Any],
-    file: Path,
-    images: Mapping[Any, tuple[Path, int, int]],
+    file: object,
+    images: Mapping[Any, tuple[ImagePath, int, int]],
     label_of: Mapping[int, int],
     report: LoadReport,
 ) -> list[dict[str, Any]]:

@@ -7,3 +7,7 @@ class DataError(ValueError):
 
 class BrokenImageError(DataError):
     """An image file that is missing or can't be decoded."""
+
+
+class StalledError(DataError):
+    """No batch came within the time limit. A thread may hang in a read that nothing can interrupt."""

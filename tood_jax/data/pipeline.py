@@ -10,15 +10,14 @@ import signal
 import threading
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 
 from tood_jax.config import DataConfig
+from tood_jax.data.activity import Activity, set_worker
 from tood_jax.data.batching import (
     FILLER,
     BatchPlan,
@@ -31,10 +30,11 @@ from tood_jax.data.batching import (
 from tood_jax.data.coco import CocoSet, ImageRecord
 from tood_jax.data.decode import decode_image
 from tood_jax.data.errors import BrokenImageError, DataError
+from tood_jax.data.stream import BatchStream, Crash, DataCounts, TimeLimit
 from tood_jax.data.transforms import flip_horizontal, flip_vertical, resize, resized_size, scale_boxes
 from tood_jax.types import Batch
 
-_SHOWN = 5  # broken files named in a summary
+_AFTER_SIGTERM = 60.0  # seconds that a worker goes on after SIGTERM, which may be meant for it alone
 
 
 class Sample(NamedTuple):
@@ -44,90 +44,6 @@ class Sample(NamedTuple):
     scale: np.ndarray  # [2] float32 (y, x)
     boxes: np.ndarray  # [n, 4] float32 xyxy, canvas pixels
     labels: np.ndarray  # [n] int32
-
-
-@dataclass
-class DataCounts:
-    """What the pipeline had to leave out so far."""
-
-    truncated_objects: int = 0
-    truncated_images: int = 0
-    broken: Counter = field(default_factory=Counter)  # reason → how often
-
-    def add(self, other: "DataCounts") -> None:
-        self.truncated_objects += other.truncated_objects
-        self.truncated_images += other.truncated_images
-        self.broken += other.broken
-
-    def summary(self) -> str:
-        """What happened, in a sentence a kind; empty if nothing did."""
-        lines = []
-        if self.truncated_objects:
-            lines.append(
-                f"{self.truncated_objects} objects of {self.truncated_images} images exceeded data.max_objects "
-                "and were left out; raise it to keep them."
-            )
-        if self.broken:
-            named = "; ".join(list(self.broken)[:_SHOWN])
-            lines.append(
-                f"{sum(self.broken.values())} readings of {len(self.broken)} broken images were skipped: {named}"
-            )
-        return " ".join(lines)
-
-
-class BatchStream:
-    """Iterator over this process's rows of the batches; it closes itself at its end and at an error.
-
-    Attributes:
-        counts: what was left out in the batches taken so far.
-        waiting_seconds: time spent in `next` so far.
-    """
-
-    def __init__(self, iterator: Iterator[Any], length: int):
-        self._iterator = iterator
-        self._left = length
-        self.counts = DataCounts()
-        self.waiting_seconds = 0.0
-
-    def __iter__(self) -> "BatchStream":
-        return self
-
-    def __next__(self) -> Batch:
-        if self._left == 0:
-            self.close()
-            raise StopIteration
-        start = time.perf_counter()
-        try:
-            made = next(self._iterator)
-        except RuntimeError as error:
-            self.close()
-            if "terminated unexpectedly" not in str(error):
-                raise
-            raise DataError(
-                f"A data worker process was killed ({error}) Usually the memory ran out: lower data.workers or "
-                "data.prefetch_batches."
-            ) from None
-        self.waiting_seconds += time.perf_counter() - start
-        if isinstance(made, str):  # an error, brought here as text: exceptions of workers arrive mangled, or never
-            self.close()
-            if isinstance(made, _Crash):
-                raise RuntimeError(f"Making a batch failed:\n{made}")
-            raise BrokenImageError(made)
-        self._left -= 1
-        batch, counts = made
-        self.counts.add(counts)
-        return batch
-
-    def close(self) -> None:
-        """Ends the threads and worker processes."""
-        close = getattr(self._iterator, "close", None)
-        self._iterator = iter(())  # Grain's own, if it lived to the interpreter's end, would complain there
-        if close is not None:
-            close()
-
-
-class _Crash(str):
-    """The traceback of an error that nobody foresaw."""
 
 
 class _BatchSource:
@@ -140,12 +56,13 @@ class _BatchSource:
         return self._length
 
     def __getitem__(self, position: Any) -> tuple[Batch, DataCounts] | str:
+        step = self._start + int(position)
         try:
-            return self._make(self._plan_of(self._start + int(position)))
+            return self._make(self._plan_of(step), step)
         except DataError as error:
             return str(error)
         except Exception:
-            return _Crash(traceback.format_exc())
+            return Crash(traceback.format_exc())
 
 
 def train_batches(
@@ -161,8 +78,8 @@ def train_batches(
 ) -> BatchStream:
     """Batches of steps start_step … start_step + num_steps − 1; `batch_size` is global, the rows are this process's."""
     plan = TrainPlan(_sizes(dataset), data, batch_size, seed)
-    make = BatchMaker(dataset.images, data, _share(batch_size, process_index, process_count), replace_broken=True)
-    return _stream(_BatchSource(plan.batch, make, start_step, num_steps), data)
+    share = _share(batch_size, process_index, process_count)
+    return _stream(dataset, data, share, plan.batch, start_step, num_steps, replace_broken=True)
 
 
 def eval_batches(
@@ -170,8 +87,8 @@ def eval_batches(
 ) -> BatchStream:
     """Every image exactly once over all processes, unflipped; rows that only fill a batch have index -1."""
     plans = evaluation_plan(_sizes(dataset), data, batch_size)
-    make = BatchMaker(dataset.images, data, _share(batch_size, process_index, process_count), replace_broken=False)
-    return _stream(_BatchSource(plans.__getitem__, make, 0, len(plans)), data)
+    share = _share(batch_size, process_index, process_count)
+    return _stream(dataset, data, share, plans.__getitem__, 0, len(plans), replace_broken=False)
 
 
 def describe_batches(dataset: CocoSet, data: DataConfig, batch_size: int, seed: int) -> str:
@@ -194,31 +111,42 @@ class BatchMaker:
 
     Args:
         share: which rows of the global batch are made.
+        activity: is told which image is being read.
         replace_broken: with data.broken_images = "skip", a broken image's row takes the next image that decodes
             (training), or becomes a filler (evaluation).
     """
 
-    def __init__(self, images: tuple[ImageRecord, ...], data: DataConfig, share: slice, replace_broken: bool):
+    def __init__(
+        self,
+        images: tuple[ImageRecord, ...],
+        data: DataConfig,
+        share: slice,
+        activity: Activity,
+        *,
+        replace_broken: bool,
+    ):
         self._images, self._data, self._share, self._replace = images, data, share, replace_broken
+        self._activity = activity
 
-    def __call__(self, plan: BatchPlan) -> tuple[Batch, DataCounts]:
+    def __call__(self, plan: BatchPlan, step: int) -> tuple[Batch, DataCounts]:
         rows = plan.rows[self._share]
         counts = DataCounts()
         batch = empty_batch(len(rows), plan.canvas, self._data.max_objects)
         for position, row in enumerate(rows):
             if row.index == FILLER:
                 continue
-            found = self._sample(row, counts)
+            found = self._sample(row, step, counts)
             if found is not None:
                 _put(batch, position, *found, counts)
         return batch, counts
 
-    def _sample(self, row: Row, counts: DataCounts) -> tuple[int, Sample] | None:
+    def _sample(self, row: Row, step: int, counts: DataCounts) -> tuple[int, Sample] | None:
         reason = ""
         for offset in range(len(self._images)):
             index = (row.index + offset) % len(self._images)
             try:
-                sample = load_sample(self._images[index], row, stand_in=offset > 0)
+                with self._activity.reading(step, index):
+                    sample = load_sample(self._images[index], row, offset > 0, self._data.scaled_decoding)
             except BrokenImageError as error:
                 if self._data.broken_images == "fail":
                     raise BrokenImageError(f"{error} Or leave such images out with data.broken_images=skip.") from None
@@ -231,17 +159,18 @@ class BatchMaker:
         raise DataError(f"Not one image of the set can be decoded; the last one: {reason}")
 
 
-def load_sample(record: ImageRecord, row: Row, stand_in: bool = False) -> Sample:
+def load_sample(record: ImageRecord, row: Row, stand_in: bool = False, scaled: bool = False) -> Sample:
     """Decode, resize and flip one image as its row says.
 
     Args:
         stand_in: the row was planned for another image, a broken one; this one keeps its own ratio inside that size.
+        scaled: data.scaled_decoding.
     """
-    image = decode_image(record.path, (record.height, record.width))
     size = row.size
     if stand_in:
         factor = min(row.size[0] / record.height, row.size[1] / record.width)
         size = (max(1, round(record.height * factor)), max(1, round(record.width * factor)))
+    image = decode_image(record.path, (record.height, record.width), size if scaled else None)
     scale = np.asarray([size[0] / record.height, size[1] / record.width], np.float32)
     image, boxes = resize(image, size), scale_boxes(record.boxes, scale)
     if row.flip:
@@ -297,12 +226,23 @@ def _share(batch_size: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * rows, (process_index + 1) * rows)
 
 
-def _stream(source: _BatchSource, data: DataConfig) -> BatchStream:
+def _stream(
+    dataset: CocoSet,
+    data: DataConfig,
+    share: slice,
+    plan_of: Callable[[int], BatchPlan],
+    start: int,
+    length: int,
+    *,
+    replace_broken: bool,
+) -> BatchStream:
     import grain  # here, as Grain imports JAX (and leaves the devices alone): decoding and planning do without both
 
-    dataset = grain.MapDataset.source(source)
+    activity = Activity(data.workers, data.threads)
+    make = BatchMaker(dataset.images, data, share, activity, replace_broken=replace_broken)
+    source = grain.MapDataset.source(_BatchSource(plan_of, make, start, length))
     options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(1, data.prefetch_batches))
-    iterable = dataset.to_iter_dataset(options)
+    iterable = source.to_iter_dataset(options)
     if data.workers:
         if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's flags, which nobody has parsed here
             flags.FLAGS.mark_as_parsed()
@@ -311,16 +251,20 @@ def _stream(source: _BatchSource, data: DataConfig) -> BatchStream:
             grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=per_worker),
             functools.partial(_begin_worker, os.getpid()),
         )
-    return BatchStream(iter(iterable), len(source))
+    limit = TimeLimit(data.timeout_seconds, activity, lambda index: dataset.images[index].path)
+    return BatchStream(iter(iterable), start, length, limit)
 
 
 def _begin_worker(parent: int, worker_index: int, worker_count: int) -> None:
-    """Run first in a worker process: Ctrl-C is the parent's affair, and no worker outlives its parent.
+    """Run first in a worker process: requests to stop are the parent's affair, and no worker outlives its parent.
 
-    A terminal sends Ctrl-C to the workers too; without them the parent couldn't finish its step. And Grain's workers
-    would wait forever for a parent that was killed.
+    A terminal sends Ctrl-C to the workers too, and SLURM its signals; without them the parent couldn't finish its step.
+    And Grain's workers would wait forever for a parent that was killed.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, _AFTER_SIGTERM))  # then SIGALRM kills
+    set_worker(worker_index)
 
     def watch() -> None:
         while os.getppid() == parent:

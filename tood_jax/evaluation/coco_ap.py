@@ -31,12 +31,14 @@ MAX_DETECTIONS = (1, 10, 100)  # an image
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """COCO's twelve numbers, 0–1; NaN where there is nothing to find, such as no small object at all."""
+    """COCO's twelve numbers and AP90, 0–1; NaN where there is nothing to find, such as no small object at all."""
 
     AP: float
     """Mean over the classes and the IoU thresholds 0.50, 0.55, …, 0.95."""
     AP50: float
     AP75: float
+    AP90: float
+    """Not one of COCO's: AP at an IoU of 0.90, where well-placed boxes show."""
     APs: float
     """Of objects under 32² pixels of area."""
     APm: float
@@ -58,7 +60,7 @@ class CocoMetrics:
         return numbers | {"class_ap": [_none_for_nan(value) for value in self.class_ap]}
 
     def numbers(self) -> dict[str, float]:
-        """The twelve, by name."""
+        """All but the classes', by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "class_ap"}
 
 
@@ -133,11 +135,11 @@ def evaluate(
 
 
 def format_table(metrics: CocoMetrics, class_names: Sequence[str]) -> str:
-    """The twelve numbers and the AP of each class in percent, as lines of plain text; `n/a` for what doesn't exist."""
+    """All numbers and the AP of each class in percent, as lines of plain text; `n/a` for what doesn't exist."""
     numbers = metrics.numbers()
     names = list(numbers)
     lines = []
-    for row in (names[:6], names[6:]):
+    for row in (names[:7], names[7:]):
         lines.append("".join(f"{name:>8}" for name in row))
         lines.append("".join(f"{_percent(numbers[name]):>8}" for name in row))
     width = max([len(name) for name in class_names], default=0)
@@ -196,6 +198,7 @@ def _summary(precision: np.ndarray, recall: np.ndarray) -> CocoMetrics:
         AP=by_size["all"],
         AP50=mean(best[0, ..., 0]),
         AP75=mean(best[5, ..., 0]),
+        AP90=mean(best[8, ..., 0]),
         APs=by_size["small"],
         APm=by_size["medium"],
         APl=by_size["large"],

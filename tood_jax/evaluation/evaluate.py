@@ -1,6 +1,8 @@
 """COCO AP of a model on a data set."""
 
 import contextlib
+import dataclasses
+from collections import Counter
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +10,10 @@ from jax.sharding import Mesh
 
 from tood_jax.config import Config
 from tood_jax.data.coco import CocoSet
-from tood_jax.data.pipeline import eval_batches
+from tood_jax.data.pipeline import DataCounts, eval_batches
 from tood_jax.evaluation.coco_ap import CocoMetrics, coco_results, evaluate
 from tood_jax.evaluation.predict import DetectStep, ImageDetections, detect_batches
+from tood_jax.training.messages import from_all, from_first
 from tood_jax.training.state import Tree
 
 
@@ -26,7 +29,10 @@ class Evaluation(NamedTuple):
 def evaluate_set(
     detect_step: DetectStep, params: Tree, batch_stats: Tree, dataset: CocoSet, config: Config, mesh: Mesh
 ) -> Evaluation:
-    """Detect in every image of the set once, and compare with its annotations."""
+    """Detect in every image of the set once, and compare with its annotations.
+
+    Many processes share the images; each of them gets all detections, and the numbers that the first one computes.
+    """
     batches = eval_batches(
         dataset,
         config.data,
@@ -41,4 +47,14 @@ def evaluate_set(
         [dataset.images[one.image_index].id for one in found],
         [one.id for one in dataset.classes],
     )
-    return Evaluation(evaluate(dataset.ground_truth(), results), found, results, batches.counts.summary())
+    told = from_first(lambda: dataclasses.asdict(evaluate(dataset.ground_truth(), results)))
+    metrics = CocoMetrics(**{**told, "class_ap": tuple(told["class_ap"])})
+    return Evaluation(metrics, found, results, _counts_of_all(batches.counts).summary())
+
+
+def _counts_of_all(own: DataCounts) -> DataCounts:
+    """What all processes had to leave out."""
+    total = DataCounts()
+    for objects, images, broken in from_all((own.truncated_objects, own.truncated_images, dict(own.broken))):
+        total.add(DataCounts(objects, images, Counter(broken)))
+    return total

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh
 
 from tood_jax.config import Config
-from tood_jax.detectors.tood import Tood, normalize_images, tood_detections
-from tood_jax.training.sharding import over_batch, put_batch, replicated
+from tood_jax.detectors.detector import Detector, detections, normalize_images
+from tood_jax.training.sharding import batch_shardings, image_by_image, over_batch, put_batch, replicated
 from tood_jax.training.state import Tree
 from tood_jax.types import Array, Batch, Detections
 
@@ -25,7 +26,7 @@ class ImageDetections(NamedTuple):
     labels: np.ndarray  # [k] int32, 0…C-1
 
 
-def compile_detect_step(model: Tood, config: Config, mesh: Mesh) -> DetectStep:
+def compile_detect_step(model: Detector, config: Config, mesh: Mesh) -> Any:
     """(params, batch_stats, batch) to detections and image indices, jitted over the mesh.
 
     Both come back whole on every process, so that any of them can evaluate.
@@ -34,10 +35,17 @@ def compile_detect_step(model: Tood, config: Config, mesh: Mesh) -> DetectStep:
     def step(params, batch_stats, batch):
         images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
         pred: Any = model.apply({"params": params, "batch_stats": batch_stats}, images)
-        return tood_detections(pred, batch, config.detect), batch.image_indices
+        pred = lax.with_sharding_constraint(pred, over_batch(mesh))  # NMS looks at whole images
+        detect = image_by_image(lambda pred, batch: detections(pred, batch, config), mesh)
+        return detect(pred, batch), batch.image_indices
 
     everywhere = replicated(mesh)
-    return jax.jit(step, in_shardings=(everywhere, everywhere, over_batch(mesh)), out_shardings=everywhere)
+    return jax.jit(
+        step,
+        in_shardings=(None, None, batch_shardings(mesh)),
+        out_shardings=everywhere,
+        compiler_options=config.compiler_options,
+    )
 
 
 def detect_batches(

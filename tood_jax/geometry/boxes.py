@@ -13,6 +13,11 @@ from jaxtyping import Array, Float
 MAX_LOG_RATIO = math.log(1000 / 16)
 
 
+def not_negative(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """max(x, 0) whose slope at 0 is 1, as PyTorch's clamp has it: a box without width can still learn to have one."""
+    return jnp.where(x >= 0, x, 0)
+
+
 def area_xyxy(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
     """Area; negative widths or heights multiply as they are."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
@@ -20,7 +25,7 @@ def area_xyxy(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
 
 def _intersection_and_union(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"], eps: float):
     sides = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])  # [..., 2] (width, height)
-    sides = jnp.maximum(sides, 0)
+    sides = not_negative(sides)
     intersection = sides[..., 0] * sides[..., 1]
     union = jnp.maximum(area_xyxy(a) + area_xyxy(b) - intersection, eps)
     return intersection, union
@@ -41,7 +46,7 @@ def aligned_giou(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"], eps: float 
     """Generalised IoU (-1–1) pair by pair (Rezatofighi et al. 2019)."""
     intersection, union = _intersection_and_union(a, b, eps)
     hull = jnp.maximum(a[..., 2:], b[..., 2:]) - jnp.minimum(a[..., :2], b[..., :2])
-    hull = jnp.maximum(hull, 0)
+    hull = not_negative(hull)
     hull_area = jnp.maximum(hull[..., 0] * hull[..., 1], eps)
     return intersection / union - (hull_area - union) / hull_area
 
@@ -62,6 +67,23 @@ def deltas_to_xyxy(
     center = (anchors[..., 2:] + anchors[..., :2]) / 2 + size * deltas[..., :2]
     half = size * jnp.exp(jnp.clip(deltas[..., 2:], -MAX_LOG_RATIO, MAX_LOG_RATIO)) / 2
     return jnp.concatenate([center - half, center + half], axis=-1)
+
+
+def xyxy_to_distances(points: Float[Array, "*#b 2"], boxes: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
+    """Distances from a point (x, y) to a box's (left, top, right, bottom) sides; negative outside."""
+    return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
+
+
+def xyxy_to_deltas(
+    anchors: Float[Array, "*#b 4"],
+    boxes: Float[Array, "*b 4"],
+    stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2),
+) -> Float[Array, "*b 4"]:
+    """Deltas (dx, dy, dw, dh), divided by `stds`, that `deltas_to_xyxy` brings from the anchors to boxes with area."""
+    size = anchors[..., 2:] - anchors[..., :2]
+    shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2 / size
+    deltas = jnp.concatenate([shift, jnp.log((boxes[..., 2:] - boxes[..., :2]) / size)], axis=-1)
+    return deltas / jnp.asarray(stds, deltas.dtype)
 
 
 def inside_distance(points: Float[Array, "*#n 2"], boxes: Float[Array, "*#n 4"]) -> Float[Array, "*n"]:

@@ -1,6 +1,10 @@
-"""Bilinear sampling of box sides, each at its own learnt offset (paper section 3.1, equation 5)."""
+"""Bilinear sampling of box sides, each at its own learnt offset (paper section 3.1, equation 5).
+
+Axes: B images · H, W a level's cells · N the cells of some levels in a row, each level row by row · S sides.
+"""
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -18,22 +22,38 @@ def sample_sides(boxes: Float[Array, "b h w s"], offsets: Float[Array, "b h w s 
         derivative towards the higher cell.
     """
     batch, height, width, sides = boxes.shape
-    rows = lax.broadcasted_iota(offsets.dtype, offsets.shape[:-1], 1) + offsets[..., 0]  # [B, H, W, S]
-    columns = lax.broadcasted_iota(offsets.dtype, offsets.shape[:-1], 2) + offsets[..., 1]
+    in_a_row = boxes.reshape(batch, -1, sides), offsets.reshape(batch, -1, sides, 2)
+    return sample_sides_of_levels(*in_a_row, ((height, width),)).reshape(boxes.shape)
+
+
+def sample_sides_of_levels(
+    boxes: Float[Array, "b n s"], offsets: Float[Array, "b n s 2"], shapes: tuple[tuple[int, int], ...]
+) -> Float[Array, "b n s"]:
+    """`sample_sides` of several maps of these (height, width) in a row; nothing is seen across levels."""
+    start, row, column, height, width = (jnp.asarray(one[:, None]) for one in _places(shapes))  # [N, 1] each
+    rows, columns = row + offsets[..., 0], column + offsets[..., 1]  # [B, N, S]
     top, left = lax.stop_gradient(jnp.floor(rows)), lax.stop_gradient(jnp.floor(columns))
     down, right = rows - top, columns - left  # 0–1, fractions
-    flat = boxes.reshape(batch, height * width, sides)
 
-    def corner(row, column, weight):
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
-        index = (row * width + column).astype(jnp.int32).reshape(batch, height * width, sides)
-        value = jnp.take_along_axis(flat, index, axis=1, mode="promise_in_bounds").reshape(boxes.shape)
-        return jnp.where(inside, value * weight, 0)
+    # The four corners in one gather, whose gradient is one scatter: four of each take a TPU's compiler far longer.
+    corner_rows = jnp.stack([top, top, top + 1, top + 1], axis=1)  # [B, 4, N, S]
+    corner_columns = jnp.stack([left, left + 1, left, left + 1], axis=1)
+    weights = jnp.stack([(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right], axis=1)
+    inside = (corner_rows >= 0) & (corner_rows < height) & (corner_columns >= 0) & (corner_columns < width)
+    corner_rows, corner_columns = jnp.clip(corner_rows, 0, height - 1), jnp.clip(corner_columns, 0, width - 1)
+    index = start + corner_rows.astype(jnp.int32) * width + corner_columns.astype(jnp.int32)
+    index = index.reshape(len(boxes), -1, boxes.shape[-1])
+    values = jnp.take_along_axis(boxes, index, axis=1, mode="promise_in_bounds").reshape(weights.shape)
+    return jnp.where(inside, values * weights, 0).sum(axis=1)
 
-    return (
-        corner(top, left, (1 - down) * (1 - right))
-        + corner(top, left + 1, (1 - down) * right)
-        + corner(top + 1, left, down * (1 - right))
-        + corner(top + 1, left + 1, down * right)
-    )
+
+def _places(shapes: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, ...]:
+    """Of each cell in the row [N] int32: its level's start, its row and column there, its level's height and width."""
+    found, start = [], 0
+    for height, width in shapes:
+        rows, columns = np.mgrid[:height, :width].reshape(2, -1)
+        found.append(
+            np.stack([np.full_like(rows, start), rows, columns, *np.broadcast_arrays(height, width, rows)[:2]])
+        )
+        start += height * width
+    return tuple(np.concatenate(found, axis=1).astype(np.int32))

@@ -1,4 +1,4 @@
-"""Feature pyramid network (Lin et al. 2017) with P6 and P7 by stride-2 convolutions of the level before."""
+"""Feature pyramid network (Lin et al. 2017) with P6 and P7 by stride-2 convolutions."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,10 +17,12 @@ def upsample_nearest(x: Array, height: int, width: int) -> Array:
 
 
 class FPN(nn.Module):
-    """(C3, C4, C5) to (P3, …, P7), all with `channels` channels. `norm` is "none" or "group"."""
+    """(C3, C4, C5) to (P3, …, P7), all with `channels` channels. Attributes are explained in `config.NeckConfig`."""
 
     channels: int = 256
     norm: str = "none"
+    extra_levels: str = "on_output"
+    relu_before_p7: bool = False
     norm_groups: int = 32
     dtype: Dtype = jnp.float32
 
@@ -36,6 +38,7 @@ class FPN(nn.Module):
         for i in (1, 0):
             merged[i] = merged[i] + upsample_nearest(merged[i + 1], *merged[i].shape[1:3])
         levels = [layer(x, 3, f"output_{i}") for i, x in enumerate(merged)]
-        for i in (3, 4):
-            levels.append(layer(levels[-1], 3, f"output_{i}", stride=2))
+        p6 = layer(levels[-1] if self.extra_levels == "on_output" else maps[-1], 3, "output_3", stride=2)
+        p7 = layer(nn.relu(p6) if self.relu_before_p7 else p6, 3, "output_4", stride=2)
+        levels += [p6, p7]
         return tuple(levels)

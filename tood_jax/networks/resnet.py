@@ -3,12 +3,17 @@
 He et al. 2016; Xie et al. 2017. Maps are NHWC; C2…C5 have strides 4, 8, 16 and 32.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
-from tood_jax.networks.layers import Dtype, Norm, conv
+from tood_jax.networks.deformable import DeformableConv
+from tood_jax.networks.layers import Dtype, Norm, conv, conv_and_norm, stack_trees
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -25,6 +30,7 @@ class Block(nn.Module):
     Attributes:
         planes: width of the stage before expansion.
         inner: channels of the bottleneck's 3×3 convolution.
+        deformable: is the bottleneck's 3×3 convolution deformable (DCNv2)?
     """
 
     bottleneck: bool
@@ -34,28 +40,28 @@ class Block(nn.Module):
     groups: int
     norm: str
     norm_groups: int
+    deformable: bool
     dtype: Dtype
 
     @nn.compact
     def __call__(self, x, train: bool):
-        def normed(y, name, zero_scale=False):
-            layer = Norm(self.norm, self.norm_groups, self.dtype, zero_scale, name=name)
-            return layer(y, train)
+        def normed(layer, x, name, zero_scale=False):
+            return conv_and_norm(layer, Norm(self.norm, self.norm_groups, self.dtype, zero_scale, name=name), x, train)
 
         channels = self.planes * (4 if self.bottleneck else 1)
         if self.bottleneck:
-            y = conv(self.inner, 1, name="conv1", dtype=self.dtype)(x)
-            y = nn.relu(normed(y, "norm1"))
-            y = conv(self.inner, 3, name="conv2", dtype=self.dtype, stride=self.stride, groups=self.groups)(y)
-            y = nn.relu(normed(y, "norm2"))
-            y = normed(conv(channels, 1, name="conv3", dtype=self.dtype)(y), "norm3", zero_scale=True)
+            y = nn.relu(normed(conv(self.inner, 1, name="conv1", dtype=self.dtype), x, "norm1"))
+            spatial = {"name": "conv2", "dtype": self.dtype, "stride": self.stride, "groups": self.groups}
+            conv2 = DeformableConv(self.inner, **spatial) if self.deformable else conv(self.inner, 3, **spatial)
+            y = nn.relu(normed(conv2, y, "norm2"))
+            y = normed(conv(channels, 1, name="conv3", dtype=self.dtype), y, "norm3", zero_scale=True)
         else:
-            y = conv(channels, 3, name="conv1", dtype=self.dtype, stride=self.stride)(x)
-            y = nn.relu(normed(y, "norm1"))
-            y = normed(conv(channels, 3, name="conv2", dtype=self.dtype)(y), "norm2", zero_scale=True)
+            conv1 = conv(channels, 3, name="conv1", dtype=self.dtype, stride=self.stride)
+            y = nn.relu(normed(conv1, x, "norm1"))
+            y = normed(conv(channels, 3, name="conv2", dtype=self.dtype), y, "norm2", zero_scale=True)
         if self.stride != 1 or x.shape[-1] != channels:
-            x = conv(channels, 1, name="downsample_conv", dtype=self.dtype, stride=self.stride)(x)
-            x = normed(x, "downsample_norm")
+            downsample = conv(channels, 1, name="downsample_conv", dtype=self.dtype, stride=self.stride)
+            x = normed(downsample, x, "downsample_norm")
         return nn.relu(x + y)
 
 
@@ -69,37 +75,65 @@ class ResNet(nn.Module):
     norm: str = "frozen_batch"
     norm_groups: int = 32
     frozen_stages: int = 1
+    deformable_stages: tuple[int, ...] = ()
+    scan: bool = False
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"], train: bool = False) -> tuple[Array, Array, Array, Array]:
         """Normalised images to (C2, C3, C4, C5); no gradient flows into frozen stages."""
-        bottleneck = self.depth >= 50
 
         def freeze(y, stage):
             return jax.lax.stop_gradient(y) if stage <= self.frozen_stages else y
 
         training = train and self.frozen_stages < 0
-        x = conv(self.width, 7, name="conv1", dtype=self.dtype, stride=2)(x.astype(self.dtype))
-        x = nn.relu(Norm(self.norm, self.norm_groups, self.dtype, name="norm1")(x, training))
+        stem = conv(self.width, 7, name="conv1", dtype=self.dtype, stride=2)
+        norm = Norm(self.norm, self.norm_groups, self.dtype, name="norm1")
+        x = nn.relu(conv_and_norm(stem, norm, x.astype(self.dtype), training))
         x = freeze(nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)]), 0)
         maps = []
         for stage, blocks in enumerate(BLOCKS[self.depth], start=1):
-            planes = self.width * 2 ** (stage - 1)
-            inner = planes * self.groups * self.width_per_group // 64
-            for i in range(blocks):
-                x = Block(
-                    bottleneck,
-                    planes,
-                    inner,
-                    stride=2 if i == 0 and stage > 1 else 1,
-                    groups=self.groups,
-                    norm=self.norm,
-                    norm_groups=self.norm_groups,
-                    dtype=self.dtype,
-                    name=f"layer{stage}_{i}",
-                )(x, train and stage > self.frozen_stages)
+            x = self._stage(x, stage, blocks, train and stage > self.frozen_stages)
             x = freeze(x, stage)
             maps.append(x)
         c2, c3, c4, c5 = maps
         return c2, c3, c4, c5
+
+    def _stage(self, x: Array, stage: int, blocks: int, train: bool) -> Array:
+        planes = self.width * 2 ** (stage - 1)
+        remat = self.remat and stage > self.frozen_stages
+        block_type = nn.remat(Block, static_argnums=(2,)) if remat else Block
+
+        def block(index: int, block_type: Callable = block_type, **options: Any) -> Block:
+            return block_type(
+                self.depth >= 50,
+                planes,
+                planes * self.groups * self.width_per_group // 64,
+                stride=2 if index == 0 and stage > 1 else 1,
+                groups=self.groups,
+                norm=self.norm,
+                norm_groups=self.norm_groups,
+                deformable=stage in self.deformable_stages,
+                dtype=self.dtype,
+                name=f"layer{stage}_{index}",
+                **options,
+            )
+
+        # Batch statistics are updated, which a scanned function can't.
+        first = 1 if stage > 1 or self.depth >= 50 else 0  # the first block that equals those after it
+        scan = self.scan and blocks - first > 1 and not self.is_initializing() and not (train and self.norm == "batch")
+        for index in range(first if scan else blocks):
+            x = block(index)(x, train)
+        if not scan:
+            return x
+        equal = block(first, Block, parent=None)
+
+        def run(x, variables):
+            return equal.apply(variables, x, train), None
+
+        of_block = [
+            {kind: self.variables[kind][f"layer{stage}_{index}"] for kind in self.variables}
+            for index in range(first, blocks)
+        ]
+        return lax.scan(jax.checkpoint(run) if remat else run, x, stack_trees(of_block))[0]

@@ -5,19 +5,16 @@ Axes: B images · H, W a level's height and width in cells · F = channels of th
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from tood_jax.geometry.boxes import deltas_to_xyxy, distances_to_xyxy
+from tood_jax.geometry.coding import BoxCoding
 from tood_jax.geometry.pyramid import STRIDES
-from tood_jax.geometry.sampling import sample_sides
-from tood_jax.networks.layers import Dtype, Norm, conv, sigmoid_geometric_mean
+from tood_jax.networks.alignment import PRIOR_LOGIT, Alignment, HeadMaps, normal, predictor
+from tood_jax.networks.deformable import DeformableConv
+from tood_jax.networks.layers import Dtype, Norm, conv
+from tood_jax.networks.packed_head import packed_maps
 
-PRIOR_LOGIT = float(-np.log((1 - 0.01) / 0.01))  # logits start at a probability of 0.01
-
-
-def _normal(std: float) -> nn.initializers.Initializer:
-    return nn.initializers.normal(std)
+DEFORMABLE_GROUPS = 4  # of the tower's deformable convolutions, as published
 
 
 class TaskDecomposition(nn.Module):
@@ -26,74 +23,77 @@ class TaskDecomposition(nn.Module):
     The attention weights are folded into the reduction's kernel, so that the weighted features never exist.
     """
 
+    layers: int
     channels: int
     norm_groups: int
     dtype: Dtype
 
-    @nn.compact
+    def setup(self):
+        attention = {"dtype": self.dtype, "bias": True, "kernel_init": normal(0.001)}
+        self.attention = [
+            conv(self.channels // 8, 1, name="attention_0", **attention),
+            conv(self.layers, 1, name="attention_1", **attention),
+        ]
+        self.reduction = self.param("reduction", normal(0.01), (1, 1, self.layers * self.channels, self.channels))
+        self.norm = Norm("group", self.norm_groups, self.dtype)
+
     def __call__(self, features: Float[Array, "b h w lf"], pooled: Float[Array, "b 1 1 lf"]) -> Array:
         """[B, H, W, L·F] and its average over cells to [B, H, W, F]."""
-        layers = features.shape[-1] // self.channels
-        down = features.shape[-1] // (8 * layers)
-        w = conv(down, 1, name="attention_0", dtype=self.dtype, bias=True, kernel_init=_normal(0.001))(pooled)
-        w = conv(layers, 1, name="attention_1", dtype=self.dtype, bias=True, kernel_init=_normal(0.001))(nn.relu(w))
-        w = nn.sigmoid(w)[:, 0, 0]  # [B, L]
-        kernel = self.param("reduction", _normal(0.01), (1, 1, features.shape[-1], self.channels))
-        kernel = kernel.astype(self.dtype).reshape(1, layers, self.channels, self.channels)
-        kernel = (w[:, :, None, None] * kernel).reshape(w.shape[0], features.shape[-1], self.channels)
-        y = jnp.einsum("bhwi,bio->bhwo", features, kernel)
-        return nn.relu(Norm("group", self.norm_groups, self.dtype, name="norm")(y))
+        return nn.relu(self.norm(jnp.einsum("bhwi,bio->bhwo", features, self.kernels(pooled)[:, 0])))
+
+    def kernels(self, pooled: Float[Array, "b p 1 lf"]) -> Float[Array, "b p lf f"]:
+        """The reduction's kernel for each image and each of some levels, its layers weighed by attention."""
+        w = nn.sigmoid(self.attention[1](nn.relu(self.attention[0](pooled))))[:, :, 0]  # [B, P, L]
+        kernel = self.reduction.astype(self.dtype).reshape(self.layers, self.channels, self.channels)
+        return (w[..., None, None] * kernel).reshape(*w.shape[:2], -1, self.channels)
 
 
 class THead(nn.Module):
     """Attributes are explained in `config.HeadConfig`; `num_classes` is C."""
 
     num_classes: int
+    coding: BoxCoding = BoxCoding()
     channels: int = 256
     num_convs: int = 6
     norm_groups: int = 32
-    anchor_type: str = "anchor_free"
-    anchor_scale: float = 8.0
+    deformable_convs: int = 0
+    alignment: bool = True
+    quality: bool = False
+    level_scales: bool = True
+    packed: bool = False
+    scan: bool = False
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     def setup(self):
-        def to(channels, size, name, std=0.01, bias=0.0):
-            return conv(
-                channels,
-                size,
-                name=name,
-                dtype=self.dtype,
-                bias=True,
-                kernel_init=_normal(std),
-                bias_init=nn.initializers.constant(bias),
-            )
+        def tower_conv(i):
+            options = {"dtype": self.dtype, "kernel_init": normal(0.01), "name": f"inter_{i}"}
+            if i < self.deformable_convs:
+                return DeformableConv(self.channels, deformable_groups=DEFORMABLE_GROUPS, **options)
+            return conv(self.channels, 3, **options)
 
-        self.tower = [
-            conv(self.channels, 3, name=f"inter_{i}", dtype=self.dtype, kernel_init=_normal(0.01))
-            for i in range(self.num_convs)
-        ]
+        self.tower = [tower_conv(i) for i in range(self.num_convs)]
         self.tower_norms = [
             Norm("group", self.norm_groups, self.dtype, name=f"inter_{i}_norm") for i in range(self.num_convs)
         ]
-        self.cls_decomposition = TaskDecomposition(self.channels, self.norm_groups, self.dtype)
-        self.reg_decomposition = TaskDecomposition(self.channels, self.norm_groups, self.dtype)
-        self.cls_logits = to(self.num_classes, 3, "cls_logits", bias=PRIOR_LOGIT)
-        self.reg_sides = to(4, 3, "reg_sides")
-        self.cls_alignment = [
-            to(self.channels // 4, 1, "cls_alignment_0"),
-            to(1, 3, "cls_alignment_1", bias=PRIOR_LOGIT),
-        ]
-        self.reg_alignment = [
-            to(self.channels // 4, 1, "reg_alignment_0", std=0.001),
-            to(8, 3, "reg_alignment_1", std=0.001),
-        ]
-        self.scales = self.param("scales", nn.initializers.ones_init(), (len(STRIDES),))
+        self.cls_decomposition = TaskDecomposition(self.num_convs, self.channels, self.norm_groups, self.dtype)
+        self.reg_decomposition = TaskDecomposition(self.num_convs, self.channels, self.norm_groups, self.dtype)
+        self.cls_logits = predictor(self.num_classes, "cls_logits", self.dtype, bias=PRIOR_LOGIT)
+        self.reg_sides = predictor(self.coding.raw_size, "reg_sides", self.dtype)
+        if self.quality:
+            self.quality_logits = predictor(1, "quality_logits", self.dtype)
+        self.align = Alignment(self.channels // 4, self.alignment, self.dtype)
+        if self.level_scales:
+            self.scales = self.param("scales", nn.initializers.ones_init(), (len(STRIDES),))
 
-    def __call__(self, levels: tuple[Array, ...]) -> tuple[tuple[Array, Array], ...]:
-        """(P3, …, P7) to a pair a level: scores [B, H, W, C] 0–1 and boxes [B, H, W, 4] xyxy in strides, float32."""
-        return tuple(self.level(x, i) for i, x in enumerate(levels))
+    def __call__(self, levels: tuple[Array, ...]) -> tuple[HeadMaps, ...]:
+        """(P3, …, P7) to the head's maps a level, float32; packed, to all levels' cells in a row."""
+        if self.packed and not self.is_initializing():
+            return (packed_maps(self, levels),)
+        level = nn.remat(THead.level, static_argnums=(2,)) if self.remat else THead.level
+        return tuple(level(self, x, i) for i, x in enumerate(levels))
 
-    def level(self, x: Float[Array, "b h w f"], index: int) -> tuple[Array, Array]:
+    def level(self, x: Float[Array, "b h w f"], index: int) -> HeadMaps:
         features = []
         for convolution, norm in zip(self.tower, self.tower_norms, strict=True):
             x = nn.relu(norm(convolution(x)))
@@ -101,24 +101,10 @@ class THead(nn.Module):
         stacked = jnp.concatenate(features, axis=-1)  # [B, H, W, L·F]
         pooled = stacked.mean(axis=(1, 2), keepdims=True)
 
-        logits = self.cls_logits(self.cls_decomposition(stacked, pooled))
-        alignment = self.cls_alignment[1](nn.relu(self.cls_alignment[0](stacked)))  # [B, H, W, 1]
-        scores = sigmoid_geometric_mean(logits.astype(jnp.float32), alignment.astype(jnp.float32))
-
-        sides = self.reg_sides(self.reg_decomposition(stacked, pooled)).astype(jnp.float32)
-        boxes = self.decode(sides, self.scales[index])
-        offsets = self.reg_alignment[1](nn.relu(self.reg_alignment[0](stacked))).astype(jnp.float32)
-        sampled = sample_sides(boxes, offsets.reshape(*offsets.shape[:3], 4, 2))
-        # A box that sampling turned inside out has no meaningful GIoU: the box before sampling stands in.
-        inside_out = (sampled[..., :2] > sampled[..., 2:]).any(axis=-1, keepdims=True)
-        return scores, jnp.where(inside_out, boxes, sampled)
-
-    def decode(self, sides: Float[Array, "b h w 4"], scale: Array) -> Float[Array, "b h w 4"]:
-        """Raw side predictions to xyxy boxes in strides."""
-        height, width = sides.shape[1:3]
-        y, x = np.mgrid[:height, :width].astype(np.float32)
-        points = jnp.asarray(np.stack([x, y], axis=-1))  # [H, W, 2] (x, y) in strides
-        if self.anchor_type == "anchor_free":
-            return distances_to_xyxy(points, jnp.exp(sides) * scale)
-        half = self.anchor_scale / 2
-        return deltas_to_xyxy(jnp.concatenate([points - half, points + half], axis=-1), sides * scale)
+        logits = self.cls_logits(self.cls_decomposition(stacked, pooled)).astype(jnp.float32)
+        reg_features = self.reg_decomposition(stacked, pooled)
+        raw = self.reg_sides(reg_features).astype(jnp.float32)
+        scale = self.scales[index] if self.level_scales else 1.0
+        scores, boxes = self.align(logits, self.coding.decode(raw, scale), stacked)
+        quality = self.quality_logits(reg_features).astype(jnp.float32) if self.quality else None
+        return HeadMaps(scores, boxes, raw * scale, quality)

@@ -10,8 +10,7 @@ A leaf's name is its key path joined by "/" ("params/head/conv/kernel"), so a ch
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +19,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tood_jax.training.checksums import Table, wrong_leaves
 from tood_jax.training.records import json_safe
 
 STATE, ABOUT, ABOUT_FILE = "state", "about", "about.json"
-_CRC_THREADS = 4
-_Table = dict[str, dict[str, Any]]  # leaf name → {"shape": [...], "dtype": str, "crc32": int}
 
 
 class CheckpointError(RuntimeError):
@@ -70,22 +68,7 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def crc32_all(arrays: Iterable[np.ndarray]) -> list[int]:
-    """CRC32 of each array's bytes in C order; zlib lets go of the GIL, so threads help."""
-    with ThreadPoolExecutor(_CRC_THREADS) as pool:
-        return list(pool.map(lambda a: zlib.crc32(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data), arrays))
-
-
-def describe_leaves(arrays: Mapping[str, np.ndarray]) -> _Table:
-    """Table of shape, dtype and CRC32 by leaf name."""
-    sums = crc32_all(arrays.values())
-    return {
-        name: {"shape": list(a.shape), "dtype": str(a.dtype), "crc32": crc}
-        for (name, a), crc in zip(arrays.items(), sums, strict=True)
-    }
-
-
-def pack_about(about: Mapping[str, Any], leaves: _Table) -> dict[str, Any]:
+def pack_about(about: Mapping[str, Any], leaves: Table) -> dict[str, Any]:
     """What about.json holds: `about`, the table of leaves, and a checksum over both."""
     body = json.loads(json.dumps({"about": json_safe(about), "leaves": leaves}))
     return {**body, "crc32": _crc_of_json(body)}
@@ -95,7 +78,7 @@ def _crc_of_json(body: Any) -> int:
     return zlib.crc32(json.dumps(body, sort_keys=True).encode())
 
 
-def read_about(step_folder: Path) -> tuple[dict[str, Any], _Table]:
+def read_about(step_folder: Path) -> tuple[dict[str, Any], Table]:
     """(about, table of leaves) of one step's folder. Raises TornCheckpointError."""
     file = step_folder / ABOUT / ABOUT_FILE
     try:
@@ -109,14 +92,14 @@ def read_about(step_folder: Path) -> tuple[dict[str, Any], _Table]:
     return about, leaves
 
 
-def read_leaves(step_folder: Path, leaves: _Table) -> dict[str, np.ndarray]:
+def read_leaves(step_folder: Path, leaves: Table) -> dict[str, np.ndarray]:
     """Arrays of the named leaves (no others are read), checked against their checksums. Raises TornCheckpointError."""
     stored = {name: None for name, leaf in leaves.items() if math.prod(leaf["shape"])}  # Orbax refuses empty arrays
     item = nest({name: jax.ShapeDtypeStruct((), np.float32) for name in stored})  # only the structure counts
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with _reader() as reader:
             tree = reader.restore((step_folder / STATE).absolute(), args=args) if stored else {}
     except MemoryError:
         raise
@@ -127,13 +110,24 @@ def read_leaves(step_folder: Path, leaves: _Table) -> dict[str, np.ndarray]:
     arrays = {
         name: found[name] if name in stored else np.zeros(leaf["shape"], leaf["dtype"]) for name, leaf in leaves.items()
     }
-    wrong = [name for name, now in describe_leaves(arrays).items() if now != leaves[name]]
-    if wrong:
+    if wrong := wrong_leaves(arrays, leaves):
         raise TornCheckpointError(f"{step_folder}: wrong checksum of {', '.join(wrong)}")
     return arrays
 
 
-def check_same_leaves(leaves: _Table, wanted: Mapping[str, Any], where: str) -> None:
+def _reader() -> ocp.Checkpointer:
+    """Each process reads for itself, and waits for no other: one of them may find the file torn."""
+    if jax.process_count() == 1:
+        return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"reader_{own}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def check_same_leaves(leaves: Table, wanted: Mapping[str, Any], where: str) -> None:
     """Raises one CheckpointError that lists every missing, unexpected and ill-shaped leaf."""
     lines = [
         f"  missing in the checkpoint: {name} {_spell(leaf)}" for name, leaf in wanted.items() if name not in leaves
@@ -205,7 +199,7 @@ class Checkpoint:
     step: int
     about: dict[str, Any]
     """Config, classes, metrics … as given to `CheckpointStore.save`, with "step", "metrics" and "versions"."""
-    leaves: _Table
+    leaves: Table
     """Shape, dtype and CRC32 by leaf name."""
 
     @property

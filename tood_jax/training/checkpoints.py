@@ -2,22 +2,23 @@
 
 A save is asynchronous and atomic: the state is copied to the host before `save` returns (the step may donate its
 buffers at once), Orbax writes it in the background under a temporary name and renames it when all is there.
-Everything here is called by all processes alike; `folder` is on a file system that they share.
+Everything here is called by all processes alike; `folder` is on a file system that they share. Each of them writes its
+part of the state; what lies in the folder, and what is to be done about it, the first one finds out and tells.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from tood_jax.training.checkpoint_files import (
     ABOUT,
@@ -28,7 +29,6 @@ from tood_jax.training.checkpoint_files import (
     TornCheckpointError,
     average_precision,
     check_same_leaves,
-    describe_leaves,
     list_steps,
     named_leaves,
     nest,
@@ -39,6 +39,9 @@ from tood_jax.training.checkpoint_files import (
     read_about,
     read_leaves,
 )
+from tood_jax.training.checksums import Table, describe_global, describe_leaves
+from tood_jax.training.messages import from_all, from_first
+from tood_jax.training.orbax_noise import silence_orbax
 
 __all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "TornCheckpointError", "open_checkpoint"]
 
@@ -70,16 +73,17 @@ class CheckpointStore:
         self._keep_latest = keep_latest
         self._say = say
         self._in_flight: int | None = None
-        _silence_orbax()
+        silence_orbax()
         self._tidy()
-        self._ap = {step: self._read_ap(step) for step in list_steps(self.folder)}
+        self._ap = self._read_all_ap()
         self._manager = self._new_manager()
 
     def __enter__(self) -> "CheckpointStore":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or jax.process_count() == 1:  # after an error the others may never come to the closing
+            self.close()
 
     # ------------------------------------------------------------------ saving
 
@@ -99,9 +103,8 @@ class CheckpointStore:
         Returns whether the save was begun (False: trouble with the disk, which was said).
         """
         self.wait()
-        host = {name: _host_copy(leaf) for name, leaf in named_leaves(state).items()}
-        leaves = describe_leaves(host)
-        known = self._read_if_whole(step)
+        stored, leaves = _snapshot(state)
+        known = from_first(lambda: self._read_if_whole(step))
         if metrics is None and known is not None:
             metrics = known[0].get("metrics")
         record = pack_about({"versions": _versions(), **about, "step": int(step), "metrics": metrics}, leaves)
@@ -114,9 +117,9 @@ class CheckpointStore:
             self._on_primary(self._remove_temporary)
             self._make_way_for(step, steps)
             self._in_flight = step
-            stored = nest({name: array for name, array in host.items() if array.size})  # Orbax refuses empty arrays
             args = ocp.args.Composite(state=ocp.args.PyTreeSave(stored), about=ocp.args.JsonSave(record))
-            self._manager.save(step, args=args, force=True)
+            with _failing_together():
+                self._manager.save(step, args=args, force=True)
         except Exception as error:
             self._recover(step, error)
             return False
@@ -128,9 +131,10 @@ class CheckpointStore:
         if step is None:
             return
         try:
-            self._manager.wait_until_finished()
-            if jax.process_index() == 0 and not self._step_folder(step).is_dir():
-                raise OSError(f"{self._step_folder(step)} was not written")
+            with _failing_together():
+                self._manager.wait_until_finished()
+                if jax.process_index() == 0 and not self._step_folder(step).is_dir():
+                    raise OSError(f"{self._step_folder(step)} was not written")
         except Exception as error:
             self._recover(step, error)
             return
@@ -146,7 +150,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps of finished checkpoints, in rising order (torn ones included: only reading tells)."""
-        return list_steps(self.folder)
+        return from_first(lambda: list_steps(self.folder))
 
     def latest_step(self) -> int | None:
         """Newest finished step, None if there is none."""
@@ -180,7 +184,7 @@ class CheckpointStore:
                 arrays = read_leaves(folder, leaves)
             except TornCheckpointError as error:
                 reason = str(error)
-            if _all_agree(arrays is not None) and arrays is not None:
+            if all(from_all(arrays is not None)) and arrays is not None:
                 return place_on_devices(arrays, abstract_state), about
             torn.append(reason)
             self._say(f"warning: passed over a torn checkpoint: {reason}")
@@ -197,12 +201,14 @@ class CheckpointStore:
             self.folder,
             item_names=(STATE, ABOUT),
             item_handlers={
-                STATE: ocp.PyTreeCheckpointHandler(),
-                ABOUT: ocp.JsonCheckpointHandler(filename=ABOUT_FILE),
+                STATE: ocp.PyTreeCheckpointHandler(multiprocessing_options=_all_processes()),
+                ABOUT: ocp.JsonCheckpointHandler(filename=ABOUT_FILE, multiprocessing_options=_all_processes()),
             },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([newest, _Best(self._ap)]),
                 lightweight_initialize=True,  # a torn file of an old step must not stop the manager from starting
+                create=False,
+                multiprocessing_options=_all_processes(),
             ),
         )
 
@@ -215,6 +221,9 @@ class CheckpointStore:
     def _read_ap(self, step: int) -> float | None:
         known = self._read_if_whole(step)
         return average_precision(known[0]) if known else None
+
+    def _read_all_ap(self) -> dict[int, float | None]:
+        return dict(from_first(lambda: [(step, self._read_ap(step)) for step in list_steps(self.folder)]))
 
     def _make_way_for(self, step: int, steps: list[int]) -> None:
         if step in steps:
@@ -274,19 +283,18 @@ class CheckpointStore:
             self._tidy()
         except OSError as second:
             self._say(f"warning: {self.folder} could not be tidied ({second})")
-        self._ap = {known: self._read_ap(known) for known in self.steps()}
+        self._ap = self._read_all_ap()
         self._manager = self._new_manager()  # Orbax's manager tells an old failure again at every later save
         if not _is_disk_trouble(error):
             raise error
 
     def _on_primary(self, act: Callable[[], object]) -> None:
-        """Does it in the first process; the others wait."""
-        try:
-            if jax.process_index() == 0:
-                act()
-        finally:
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices("tood_jax.checkpoints")
+        """Does it in the first process; the others wait, and fail if it fails."""
+
+        def act_and_say_nothing() -> None:
+            act()
+
+        from_first(act_and_say_nothing)
 
 
 class _Best(ocp.checkpoint_managers.PreservationPolicy):
@@ -301,21 +309,43 @@ class _Best(ocp.checkpoint_managers.PreservationPolicy):
         return [info.step == best for info in checkpoints]
 
 
+def _snapshot(state: Any) -> tuple[dict[str, Any], Table]:
+    """What Orbax shall write (without empty arrays, which it refuses), safe from later donation; and the checksums."""
+    leaves = named_leaves(state)
+    if jax.process_count() > 1:  # Orbax copies this process's parts to the host before its `save` returns
+        return nest({name: leaf for name, leaf in leaves.items() if leaf.size}), describe_global(leaves)
+    host = {name: _host_copy(leaf) for name, leaf in leaves.items()}
+    return nest({name: array for name, array in host.items() if array.size}), describe_leaves(host)
+
+
 def _host_copy(leaf: Any) -> np.ndarray:
     """A copy of the whole array on the host, which no later donation can touch."""
-    if not isinstance(leaf, jax.Array):
-        return np.array(leaf)
-    if leaf.is_fully_replicated:
+    if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
         # By a shard of its own: a view held by the array itself would bar its buffer from donation.
         return np.array(leaf.addressable_data(0))
-    if leaf.is_fully_addressable:
-        return np.array(leaf)
-    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.array(leaf)
 
 
-def _all_agree(whole: bool) -> bool:
-    """Whether all processes found it whole: all must restore the same step."""
-    return whole if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(whole)).all())
+def _all_processes() -> ocp.options.MultiprocessingOptions:
+    """Named one by one, they wait for each other by the coordinator, not by the devices, which are busy with steps."""
+    everyone = set(range(jax.process_count())) if jax.process_count() > 1 else None
+    return ocp.options.MultiprocessingOptions(active_processes=everyone)
+
+
+@contextlib.contextmanager
+def _failing_together() -> Iterator[None]:
+    """If the block fails in one process, it fails in all, with the first one's error."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as own:
+        error = own
+    told = from_all(None if error is None else [str(error) or type(error).__name__, _is_disk_trouble(error)])
+    if error is not None:
+        raise error
+    if failures := [(index, *one) for index, one in enumerate(told) if one is not None]:
+        index, text, of_the_disk = failures[0]
+        raise (OSError if of_the_disk else RuntimeError)(f"in process {index}: {text}")
 
 
 def _is_disk_trouble(error: BaseException) -> bool:
@@ -345,14 +375,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname
-
-
-def _silence_orbax() -> None:
-    """Orbax logs each failure as hundreds of lines of traceback; every one is said here in one."""
-    logger = logging.getLogger("absl")
-    if _not_from_orbax not in logger.filters:
-        logger.addFilter(_not_from_orbax)

@@ -14,25 +14,30 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from tood_jax.config import Config, to_dict
-from tood_jax.data.batching import steps_per_epoch
+from tood_jax.data.batching import canvases
 from tood_jax.data.coco import CocoSet
-from tood_jax.data.pipeline import describe_batches, train_batches
-from tood_jax.detectors.tood import Tood
+from tood_jax.data.pipeline import train_batches
+from tood_jax.detectors.detector import Detector
 from tood_jax.training.checkpoints import CheckpointStore
-from tood_jax.training.optimizer import learning_rate_schedule, make_optimizer, scaled_learning_rate
-from tood_jax.training.records import RunLog, format_eta, images_per_second, memory_report
-from tood_jax.training.sharding import put_batch, replicated
-from tood_jax.training.signals import StopRequest
-from tood_jax.training.state import TrainState, init_state
-from tood_jax.training.step import compile_train_step, warmup_steps
+from tood_jax.training.goodput import Ledger, Stopwatch
+from tood_jax.training.messages import is_first
+from tood_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from tood_jax.training.plan import Plan, make_plan
+from tood_jax.training.records import RunLog
+from tood_jax.training.reporting import Pace, announce, log_window
+from tood_jax.training.restoring import StartFrom, restore_or_init
+from tood_jax.training.sharding import check_batch, check_canvases
+from tood_jax.training.signals import Reason, Stopped, StopRequest
+from tood_jax.training.state import TrainState
+from tood_jax.training.step import compile_train_step
+from tood_jax.training.stepper import Row, Stepper
 from tood_jax.types import Batch
 
-Row = dict[str, float]  # the scalars of one step
-Evaluate = Callable[[TrainState, int], dict[str, Any]]  # (state, step) to metrics with "AP" among them
+Evaluate = Callable[[TrainState, int, Callable[[], None]], dict[str, Any]]
+"""(state, step, check) to metrics with "AP" among them; calls `check`, which may raise Stopped, between its batches."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -45,34 +50,35 @@ class Outcome:
 
     state: TrainState
     step: int
-    finished: bool  # False: stopped on request, and resumable
+    stopped: Reason  # NONE: trained to its end; else stopped on request, and resumable
     metrics: dict[str, Any] | None  # of the last evaluation
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The numbers of a run that follow from its config and its data set."""
-
-    epoch_steps: int
-    total_steps: int
-    eval_every: int  # steps; 0 = only at the end
-
-    def evaluates_at(self, step: int) -> bool:
-        return step == self.total_steps or bool(step and self.eval_every and step % self.eval_every == 0)
-
-
-def make_plan(config: Config, num_images: int) -> Plan:
-    """Steps of an epoch and of the whole run."""
-    epoch = steps_per_epoch(num_images, config.train.batch_size)
-    return Plan(epoch, epoch * config.train.epochs, epoch * config.train.eval_every_epochs)
-
-
-def train(config: Config, *, model: Tood, train_set: CocoSet, mesh: Mesh, log: RunLog, evaluate: Evaluate) -> Outcome:
+def train(
+    config: Config,
+    *,
+    model: Detector,
+    train_set: CocoSet,
+    mesh: Mesh,
+    log: RunLog,
+    evaluate: Evaluate,
+    stop: StopRequest,
+    watch: Stopwatch | None = None,
+    start_from: StartFrom | None = None,
+) -> Outcome:
     """Train to the end, or to a request to stop, from the newest checkpoint in the run's folder if there is one.
+
+    Without a checkpoint it begins with random weights, or with what `start_from` (--init_from) puts in their place.
+    The state is saved before it is evaluated, so that a stop in the middle of an evaluation loses nothing: the next
+    start evaluates.
 
     Raises:
         NonFiniteLossError: after saving the state before the bad step and its batch.
+        ConfigError: if the batch or a canvas can't be split over the mesh.
     """
+    check_batch(config.train.batch_size, mesh, config.train.accumulate_steps)
+    check_batch(config.train.eval_batch_size, mesh)
+    check_canvases(canvases(config.data), mesh)
     plan = make_plan(config, len(train_set.images))
     schedule = learning_rate_schedule(
         config.optimizer,
@@ -81,121 +87,101 @@ def train(config: Config, *, model: Tood, train_set: CocoSet, mesh: Mesh, log: R
         epochs=config.train.epochs,
     )
     optimizer = make_optimizer(config, schedule)
-    step_fn = compile_train_step(model, config, optimizer, schedule, plan.epoch_steps, mesh)
+    step_fn = compile_train_step(model, config, optimizer, schedule, plan.epoch_steps, mesh, chained=True)
     folder = Path(config.workdir)
+    watch = watch or Stopwatch(time.time())
     with CheckpointStore(folder / "checkpoints", config.train.keep_checkpoints, log.say) as store:
-        state, step, about = _restore_or_init(config, model, optimizer, mesh, store, log)
-        unlogged: list[Row] = list(about.get("unlogged", []))
+        state, step, about = restore_or_init(config, model, optimizer, mesh, store, log, start_from)
+        watch.started()
         metrics = about.get("metrics")
-
-        def save() -> None:
-            store.save(
-                step, state, _about(config, train_set, step, unlogged), metrics if plan.evaluates_at(step) else None
-            )
-
-        if plan.evaluates_at(step) and metrics is None:  # it was stopped between this step and its evaluation
-            metrics = evaluate(state, step)
-            save()
-        if step >= plan.total_steps:
+        if step >= plan.total_steps and metrics is not None:
             log.say(f"{folder} is trained to its end (step {step}). Raise train.epochs to train on.")
-            return Outcome(state, step, True, metrics)
-        _announce(config, plan, step, train_set, log)
-        feed = _feed(config, train_set, plan, step)
-        with StopRequest(log.say) as stop, contextlib.closing(feed):
-            pace = Pace(feed)
-            batch, on_device = _next(feed, mesh)
-            while True:
-                state, device_row = step_fn(state, on_device)
-                following = _next(feed, mesh) if step + 1 < plan.total_steps else None  # while the device computes
-                row = {name: float(value) for name, value in jax.device_get(device_row).items()}
+            return Outcome(state, step, Reason.NONE, metrics)
+        if step < plan.total_steps:
+            announce(config, plan, step, train_set, log, random_backbone=step == 0 and start_from is None)
+        with contextlib.closing(_feed(config, train_set, plan, step)) as feed:
+            stepper = Stepper(step_fn, state, feed, mesh, stop, watch)
+            del state  # the stepper gives its buffers away
+            ledger = Ledger(log.appender("goodput.jsonl"), watch)
+            unlogged = list(about.get("unlogged", []))
+            run = _Run(
+                config, plan, train_set, store, log, evaluate, stepper, feed, watch, ledger, step, unlogged, metrics
+            )
+            return run.to_the_end()
+
+
+@dataclass
+class _Run:
+    """A run under way; `step` of its steps are done, and `unlogged` holds the numbers of those since the last line."""
+
+    config: Config
+    plan: Plan
+    train_set: CocoSet
+    store: CheckpointStore
+    log: RunLog
+    evaluate: Evaluate
+    stepper: Stepper
+    feed: Any
+    watch: Stopwatch
+    ledger: Ledger
+    step: int
+    unlogged: list[Row]
+    metrics: dict[str, Any] | None  # of the last evaluation
+
+    def to_the_end(self) -> Outcome:
+        """Steps, saves and evaluates till all is done or a stop was asked for."""
+        plan, stepper = self.plan, self.stepper
+        self.ledger.mark(self.step)
+        if plan.evaluates_at(self.step) and self.metrics is None:  # it was stopped between this step and its evaluation
+            self._evaluate()
+        pace = Pace(self.watch)
+        while self.step < plan.total_steps and not stepper.reason:
+            for row, batch in stepper.rows(plan.next_save(self.step) - self.step):
                 if not row["finite"]:
-                    save()
-                    raise NonFiniteLossError(_keep_evidence(folder, step, row, batch))
-                step += 1
-                unlogged.append(row)
-                pace.count(config.train.batch_size)
-                if step % config.train.log_every_steps == 0 or step == plan.total_steps:
-                    _log_window(config, plan, step, unlogged, pace, log)
-                if plan.evaluates_at(step):
-                    metrics = evaluate(state, step)
-                    pace.restart()
-                if step in (plan.epoch_steps, plan.total_steps) and (left_out := feed.counts.summary()):
-                    log.say(f"Training data so far: {left_out}")
-                if plan.evaluates_at(step) or step % config.train.checkpoint_every_steps == 0 or stop.requested:
-                    save()
-                if following is None or stop.requested:
-                    break
-                batch, on_device = following
-        store.wait()
-        finished = step == plan.total_steps
+                    self._save()
+                    self.store.wait()
+                    raise NonFiniteLossError(_keep_evidence(Path(self.config.workdir), self.step, row, batch))
+                self._count(row, pace)
+            self._save()
+            if plan.evaluates_at(self.step) and not stepper.reason:
+                self._evaluate()
+        with self.watch.spend("saving"):
+            self.store.wait()
+        self.ledger.mark(self.step)
+        finished = self.step == plan.total_steps and self.metrics is not None
         if not finished:
-            log.say(f"Stopped and saved at step {step} of {plan.total_steps}. The same command goes on from there.")
-    return Outcome(state, step, finished, metrics)
+            saved = self.store.latest_step()
+            self.log.say(
+                f"Stopped on request ({stepper.reason.name.lower()}) at step {self.step} of {plan.total_steps}. The "
+                f"same command goes on from {'the beginning' if saved is None else f'checkpoint {saved}'}."
+            )
+        self.log.say(self.ledger.sentence())
+        return Outcome(stepper.state, self.step, Reason.NONE if finished else stepper.reason, self.metrics)
 
+    def _count(self, row: Row, pace: Pace) -> None:
+        """One step more is done."""
+        self.step += 1
+        self.unlogged.append(row)
+        pace.count(self.config.train.batch_size)
+        if self.step % self.config.train.log_every_steps == 0 or self.step == self.plan.total_steps:
+            self.ledger.mark(self.step)
+            log_window(self.config, self.plan, self.step, self.unlogged, pace, self.ledger, self.log)
+        if self.step in (self.plan.epoch_steps, self.plan.total_steps) and (left_out := self.feed.counts.summary()):
+            self.log.say(f"Training data so far: {left_out}")
 
-class Pace:
-    """Rates since the last line of the log: images/s, and the share of time spent waiting for data."""
+    def _save(self, metrics: dict[str, Any] | None = None) -> None:
+        about = _about(self.config, self.train_set, self.step, self.unlogged)
+        with self.watch.spend("saving"):
+            self.store.save(self.step, self.stepper.state, about, metrics)
+        self.ledger.mark(self.step)
 
-    def __init__(self, feed: Any):
-        self._feed = feed
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new span of time, from now."""
-        self._start, self._waited, self._images = time.perf_counter(), self._feed.waiting_seconds, 0
-
-    def count(self, images: int) -> None:
-        """That many images were trained on."""
-        self._images += images
-
-    def read(self) -> tuple[float, float]:
-        """(images/s, share 0–1 of waiting) of the span; begins the next span."""
-        images, seconds = self._images, time.perf_counter() - self._start
-        waited = self._feed.waiting_seconds - self._waited
-        self.restart()
-        return images_per_second(images, seconds), min(1.0, waited / max(seconds, 1e-9))
-
-
-def _restore_or_init(
-    config: Config,
-    model: Tood,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    store: CheckpointStore,
-    log: RunLog,
-) -> tuple[TrainState, int, dict[str, Any]]:
-    """(state, step, about): the newest whole checkpoint, or the beginning."""
-    keep_ema = config.optimizer.ema_decay is not None
-
-    def fresh() -> TrainState:
-        return init_state(model, optimizer, seed=config.train.seed, keep_ema=keep_ema)
-
-    everywhere = replicated(mesh)
-    if store.latest_step() is None:
-        log.resume_from(0)
-        return jax.device_put(fresh(), everywhere), 0, {}
-    shapes = jax.eval_shape(fresh)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
-    state, about = store.restore(abstract)
-    step = int(about["step"])
-    log.resume_from(step)
-    log.say(f"Going on from step {step} of {store.folder}.")
-    changed = changed_fields(about["config"], to_dict(config))
-    if changed:
-        log.say("The config differs from that of the checkpoint in " + ", ".join(changed) + ": the present one rules.")
-    return state, step, about
-
-
-def changed_fields(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the fields in which two config dictionaries differ."""
-    names = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            names += changed_fields(a, b, f"{prefix}{key}.")
-        elif json.dumps(a) != json.dumps(b):
-            names.append(f"{prefix}{key}")
-    return names
+    def _evaluate(self) -> None:
+        """Evaluates and adds the metrics to the checkpoint; asked to stop on the way, leaves that to the next start."""
+        self.metrics = None
+        with contextlib.suppress(Stopped), self.watch.spend("evaluating"):
+            self.metrics = self.evaluate(self.stepper.state, self.step, self.stepper.check)
+        if self.metrics is not None:
+            self._save(self.metrics)
 
 
 def _about(config: Config, train_set: CocoSet, step: int, unlogged: list[Row]) -> dict[str, Any]:
@@ -222,69 +208,15 @@ def _feed(config: Config, train_set: CocoSet, plan: Plan, step: int) -> Any:
     )
 
 
-def _next(feed: Any, mesh: Mesh) -> tuple[Batch, Batch]:
-    """The next batch on the host and on the devices."""
-    batch = next(feed)
-    return batch, put_batch(batch, mesh)
-
-
-def _announce(config: Config, plan: Plan, step: int, train_set: CocoSet, log: RunLog) -> None:
-    rate = scaled_learning_rate(config.optimizer, config.train.batch_size)
-    warm = warmup_steps(config, plan.epoch_steps)
-    padding = describe_batches(train_set, config.data, config.train.batch_size, config.train.seed)
-    log.say(
-        f"Training {config.name} on {len(train_set.images)} images: {config.train.epochs} epochs of "
-        f"{plan.epoch_steps} steps of {config.train.batch_size} images; learning rate {rate:g}; ATSS up to step "
-        f"{warm}, task-aligned from there; {jax.device_count()} {jax.devices()[0].platform} device(s), "
-        f"{config.train.precision}; {padding}."
-    )
-    if config.optimizer.warmup_steps > plan.total_steps // 3:
-        log.say(
-            f"Note: the learning rate warms up for {config.optimizer.warmup_steps} of {plan.total_steps} steps; "
-            "for a short run set optimizer.warmup_steps lower."
-        )
-    if step == 0 and config.backbone.frozen_stages >= 0:
-        log.say(
-            f"Note: backbone.frozen_stages={config.backbone.frozen_stages} freezes layers that start from random "
-            "weights; to train from scratch set backbone.frozen_stages=-1 and backbone.norm=group."
-        )
-    if step < plan.total_steps:
-        log.say("The first step compiles the program and takes longer.")
-
-
-def _log_window(config: Config, plan: Plan, step: int, rows: list[Row], pace: Pace, log: RunLog) -> None:
-    """Log the means of the steps since the last line, then forget them. Rates are this process's own, not resumable."""
-    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    speed, waiting = pace.read()
-    rows.clear()
-    epoch = step / plan.epoch_steps
-    log.metrics(step, {"epoch": epoch, **means, "speed": {"images_per_s": speed, "waiting_for_data": waiting}})
-    left = format_eta(plan.total_steps - step, config.train.batch_size / max(speed, 1e-9))
-    log.progress(
-        step,
-        plan.total_steps,
-        {
-            "epoch": f"{epoch:.1f}",
-            "loss": means["loss"],
-            "cls": means["loss_cls"],
-            "box": means["loss_box"],
-            "phase": "task-aligned" if means["task_aligned"] > 0.5 else "ATSS",
-            "lr": means["learning_rate"],
-            "images/s": f"{speed:.1f}",
-            "waiting": f"{waiting:.0%}",
-            "left": left,
-            "memory": " ".join(f"{name} {value:.1f} GB" for name, value in memory_report().items()),
-        },
-    )
-
-
 def _keep_evidence(folder: Path, step: int, row: Row, batch: Batch) -> str:
     """Save the batch and the numbers of a non-finite step; returns what to tell the user."""
     bad = [name for name, value in row.items() if not np.isfinite(value)]
     evidence = folder / f"non_finite_step_{step}"
+    rows_of = f"_of_process_{jax.process_index()}" if jax.process_count() > 1 else ""  # each has its share of the batch
     evidence.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(evidence / "batch.npz", **batch._asdict())
-    (evidence / "metrics.json").write_text(json.dumps({name: str(value) for name, value in row.items()}, indent=1))
+    np.savez_compressed(evidence / f"batch{rows_of}.npz", **batch._asdict())
+    if is_first():
+        (evidence / "metrics.json").write_text(json.dumps({name: str(value) for name, value in row.items()}, indent=1))
     return (
         f"Step {step} gave a non-finite {', '.join(bad)}. The weights before it are saved in "
         f"{folder}/checkpoints/{step}, its batch and numbers in {evidence}. Usual causes: a learning rate too high "

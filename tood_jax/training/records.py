@@ -5,8 +5,12 @@ metrics.jsonl              {"step", "kind", "time", …} a line, strict JSON
 metrics.jsonl.discarded    lines cut off when a run resumed from an earlier step
 tensorboard/…              the same numbers, and pictures
 pictures/STEP_NAME.png
+goodput.jsonl              where the time went (goodput.py)
+
+A full disk never ends a run: the trouble is said once, and what can't be written waits for room (pictures are lost).
 """
 
+import contextlib
 import json
 import math
 import numbers
@@ -22,6 +26,8 @@ import cv2
 import numpy as np
 import psutil
 from tqdm import tqdm
+
+from tood_jax.training.appending import Appender
 
 _GB = 1e9  # bytes
 
@@ -40,13 +46,14 @@ class RunLog:
         self._every = max(1, log_every_steps)
         self._speaks = speaks
         self._bar: Any = None
-        self._writer: Any = None
+        self._events: Any = None
         self._purge_step: int | None = None
         self._metrics_file = self.folder / "metrics.jsonl"
+        self._text = Appender(self.folder / "train.log", self.say)
+        self._metrics = Appender(self._metrics_file, self.say)
         if speaks:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._text = open(self.folder / "train.log", "a", encoding="utf-8")  # noqa: SIM115 — closed by close()
-            self._keep_lines(None)
+            self._keep_lines(None, True)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -61,7 +68,7 @@ class RunLog:
         if self._bar is not None:
             tqdm.write(text, file=sys.stderr)  # lifts the live line
         else:
-            print(text, flush=True)
+            _print(text)
         self._write_text(text)
 
     def metrics(self, step: int, values: Mapping[str, Any], kind: Literal["train", "eval"] = "train") -> None:
@@ -74,13 +81,15 @@ class RunLog:
         values = json_safe(values)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"step": int(step), "kind": kind, "time": now, **values}, allow_nan=False)
-        with open(self._metrics_file, "a", encoding="utf-8") as out:
-            out.write(line + "\n")
-        for name, number in _numbers_in(values, kind):
-            self._tensorboard().add_scalar(name, number, int(step))
+        self._metrics.append(f"{line}\n".encode())
+        self._tensorboard().scalars(int(step), dict(_numbers_in(values, kind)))
+
+    def appender(self, name: str) -> Appender | None:
+        """For another file of the run's folder that grows line by line; None where nothing is to be written."""
+        return Appender(self.folder / name, self.say) if self._speaks else None
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> Path | None:
-        """To TensorBoard and pictures/STEP_NAME.png; `picture` is [h, w, 3] uint8 RGB. Returns the file.
+        """To TensorBoard and pictures/STEP_NAME.png; `picture` is [h, w, 3] uint8 RGB. Returns the file, if written.
 
         A name that ends in .jpg makes a JPEG file. Raises ValueError for another shape or dtype.
         """
@@ -91,9 +100,15 @@ class RunLog:
         stem, suffix = (name[:-4], ".jpg") if name.endswith(".jpg") else (name.removesuffix(".png"), ".png")
         encoded = cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
         file = self.folder / "pictures" / f"{step:07d}_{stem.replace('/', '_')}{suffix}"
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(encoded)
-        self._add_encoded(stem, encoded, picture.shape[0], picture.shape[1], int(step))
+        self._tensorboard().picture(int(step), stem, encoded, picture.shape[0], picture.shape[1])
+        try:
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(encoded)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+            self.say(f"warning: {file} can't be written ({error.strerror or error})")
+            return None
         return file
 
     def progress(self, step: int, total: int, fields: Mapping[str, float | str]) -> None:
@@ -114,37 +129,34 @@ class RunLog:
         if step % self._every == 0 or step == total:
             line = f"step {step}/{total}  {text}"
             if not is_live:
-                print(line, flush=True)
+                _print(line)
             self._write_text(line)
         if step >= total:
             self._close_bar()
 
-    def resume_from(self, step: int) -> None:
+    def resume_from(self, step: int, evaluated: bool = True) -> None:
         """Call it before the first metrics of a run that goes on after `step` steps.
 
         Lines of later steps, which will be written anew, move to metrics.jsonl.discarded; TensorBoard drops them too.
+        With `evaluated` False the same goes for an evaluation after exactly `step` steps.
         """
         if not self._speaks:
             return
-        moved = self._keep_lines(step)
+        moved = self._keep_lines(step, evaluated)
         self._purge_step = step + 1
         if moved:
             self.say(f"moved {moved} lines of later steps from metrics.jsonl to metrics.jsonl.discarded")
 
     def close(self) -> None:
-        """Writes out what is buffered; nothing may be logged after it."""
+        """Ends the live line; nothing is logged after it."""
         if not self._speaks:
             return
         self._close_bar()
-        if self._writer is not None:
-            self._writer.close()
-        self._text.close()
         self._speaks = False
 
     def _write_text(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._text.writelines(f"{stamp}  {line}\n" for line in text.splitlines() or [""])
-        self._text.flush()
+        self._text.append("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]).encode())
 
     def _close_bar(self) -> None:
         if self._bar is not None:
@@ -152,27 +164,19 @@ class RunLog:
             self._bar = None
 
     def _tensorboard(self) -> Any:
-        if self._writer is None:
-            from tensorboardX import SummaryWriter  # a second to import, and not every run logs numbers
+        if self._events is None:
+            from tood_jax.training.tensorboard import EventFile  # a second to import, and not every run logs numbers
 
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge_step)
-        return self._writer
+            self._events = EventFile(self.folder / "tensorboard", self._purge_step, self.say)
+        return self._events
 
-    def _add_encoded(self, name: str, encoded: bytes, height: int, width: int, step: int) -> None:
-        # SummaryWriter.add_image would encode once more, and wants Pillow for it.
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-        summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        self._tensorboard().file_writer.add_summary(summary, step)
-
-    def _keep_lines(self, last_step: int | None) -> int:
-        """Moves torn lines, and those of steps after `last_step`, to the discarded file; returns how many."""
+    def _keep_lines(self, last_step: int | None, evaluated: bool) -> int:
+        """Moves torn lines, and those that `_is_kept` doesn't want, to the discarded file; returns how many."""
         if not self._metrics_file.exists():
             return 0
         lines = self._metrics_file.read_bytes().splitlines(keepends=True)
-        good = [line for line in lines if _is_kept(line, last_step)]
-        moved = [line for line in lines if not _is_kept(line, last_step)]
+        good = [line for line in lines if _is_kept(line, last_step, evaluated)]
+        moved = [line for line in lines if not _is_kept(line, last_step, evaluated)]
         is_ended = not good or good[-1].endswith(b"\n")
         if not moved and is_ended:
             return 0
@@ -188,11 +192,18 @@ class RunLog:
         return len(moved)
 
 
-def _is_kept(line: bytes, last_step: int | None) -> bool:
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be a file on that full disk, or gone
+        print(text, flush=True)
+
+
+def _is_kept(line: bytes, last_step: int | None, evaluated: bool) -> bool:
+    """Is it a whole line of a step up to `last_step`, but no evaluation after that very step unless `evaluated`?"""
     try:
-        step = json.loads(line)["step"]
-        return last_step is None or step <= last_step
-    except (ValueError, KeyError, TypeError):  # torn by a kill in the middle of a write
+        row = json.loads(line)
+        step, kind = row["step"], row.get("kind")
+        return last_step is None or step < last_step or (step == last_step and (evaluated or kind != "eval"))
+    except (ValueError, KeyError, TypeError, AttributeError):  # torn by a kill in the middle of a write
         return False
 
 

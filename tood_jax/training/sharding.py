@@ -1,6 +1,15 @@
-"""Where arrays live: the batch is split over the mesh's `data` axis, everything else is on every device."""
+"""Where arrays live. The mesh has two axes: `data` splits the batch, `space` splits the height of every image.
 
-from collections.abc import Sequence
+Everything is `jit` over global arrays with a NamedSharding each: the mathematics never names a device, a sum over a
+sharded array is global, and XLA puts in the collectives.
+
+`space` splits an image's rows evenly at every level of the pyramid or not at all: with heights that divide unevenly,
+XLA's partitioner was seen to give wrong gradients of kernels under a right loss, so other canvases are refused.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,32 +18,130 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tood_jax.config import ConfigError
 from tood_jax.types import Batch
 
+DATA, SPACE = "data", "space"
+_COARSEST_STRIDE = 128  # of P7
+_WORTH_SPLITTING = 2**12  # elements; smaller parameters stay whole on every device
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of the given devices (all, by default) with the one axis `data`."""
-    devices = jax.devices() if devices is None else devices
-    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+
+def make_mesh(devices: Sequence[jax.Device] | None = None, space: int = 1) -> Mesh:
+    """A mesh (data, space) of the given devices (all, by default), in the order of their processes.
+
+    Raises:
+        ConfigError: if `space` doesn't divide the devices of each process, since a process reads whole images; or if
+            the processes have different numbers of devices, since they read equal shares of a batch.
+    """
+    chosen = sorted(jax.devices() if devices is None else devices, key=lambda one: (one.process_index, one.id))
+    counts = Counter(one.process_index for one in chosen)
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"process {index} has {count}" for index, count in counts.items())
+        raise ConfigError(f"All processes of a run need equally many devices, but {told}.")
+    if len(chosen) % space:
+        raise ConfigError(f"parallel.space = {space} must divide the {len(chosen)} devices.")
+    grid = np.asarray(chosen).reshape(-1, space)
+    if any(len({one.process_index for one in row}) > 1 for row in grid):
+        each = len(chosen) // len({one.process_index for one in chosen})
+        raise ConfigError(f"parallel.space = {space} must divide the {each} devices of each process.")
+    return Mesh(grid, (DATA, SPACE), axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The first axis over `data`."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def batch_shardings(mesh: Mesh) -> Batch:
+    """A sharding for each field of a batch: images over both axes, the rest over `data`."""
+    rows = over_batch(mesh)
+    return Batch(*[rows] * len(Batch._fields))._replace(images=NamedSharding(mesh, PartitionSpec(DATA, SPACE)))
+
+
+def image_by_image(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """A function of arrays with B in front, to be run on each device for its own images alone.
+
+    For functions that treat every image by itself, such as assignment and NMS: XLA's partitioner has no rule for top-k
+    on CPUs and GPUs and would gather the whole batch for it.
+    """
+    rows = PartitionSpec(DATA)
+    return jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+
+
+def state_shardings(shapes, mesh: Mesh, split: bool):
+    """Shardings of a state (or any tree of parameters): whole on every device, or split over `data`.
+
+    Args:
+        shapes: pytree of anything with a shape.
+        split: each large array is split along its largest axis that the devices divide (the last of equals), so that
+            parameters, momentum and moving average take a share of the memory each (ZeRO, Rajbhandari et al. 2020).
+    """
+
+    def one(leaf) -> NamedSharding:
+        shape = tuple(leaf.shape)
+        parts = mesh.shape[DATA]
+        fitting = [axis for axis, length in enumerate(shape) if length % parts == 0]
+        if not split or parts == 1 or not fitting or np.prod(shape) < _WORTH_SPLITTING:
+            return replicated(mesh)
+        axis = max(fitting, key=lambda axis: (shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*[DATA if i == axis else None for i in range(len(shape))]))
+
+    return jax.tree.map(one, shapes)
+
+
+def put_whole(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has whole, laid out over the devices of all.
+
+    Args:
+        shardings: one for each array, or one for all.
+    """
+
+    def put(array: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda array: put(array, shardings), tree)
+    return jax.tree.map(put, tree, shardings)
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """This process's rows of a global batch to the devices; the result is the global batch.
 
     Raises:
-        ConfigError: if the devices don't divide the global batch.
+        ConfigError: if the devices don't divide the global batch, or the canvas can't be split in height.
     """
-    rows = batch.images.shape[0] * jax.process_count()
-    if rows % mesh.size:
+    check_batch(batch.images.shape[0] * jax.process_count(), mesh)
+    check_canvases([batch.images.shape[1:3]], mesh)
+    shardings = batch_shardings(mesh)
+    return Batch(
+        *(jax.make_array_from_process_local_data(one, array) for one, array in zip(shardings, batch, strict=True))
+    )
+
+
+def check_batch(rows: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises ConfigError if the global batch, worked off in `accumulate` parts, doesn't divide over `data`."""
+    parts = mesh.shape[DATA] * accumulate
+    if rows % parts:
+        also = f" × {accumulate} parts (train.accumulate_steps)" if accumulate > 1 else ""
+        fewer = " Or let several devices share an image: parallel.space." if rows < mesh.shape[DATA] else ""
         raise ConfigError(
-            f"A batch of {rows} images can't be split evenly over {mesh.size} devices: "
-            f"choose train.batch_size and train.eval_batch_size as multiples of {mesh.size}."
+            f"A batch of {rows} images can't be split evenly over {mesh.shape[DATA]} devices{also}: "
+            f"choose train.batch_size and train.eval_batch_size as multiples of {parts}.{fewer}"
         )
-    sharding = over_batch(mesh)
-    return Batch(*(jax.make_array_from_process_local_data(sharding, array) for array in batch))
+
+
+def check_canvases(canvases: Iterable[tuple[int, int]], mesh: Mesh) -> None:
+    """Raises ConfigError for a canvas (height, width) whose rows don't divide over `space` at every level."""
+    space = mesh.shape[SPACE]
+    multiple = _COARSEST_STRIDE * space
+    for height, width in canvases:
+        if space > 1 and height % multiple:
+            fitting = -(-height // multiple) * multiple
+            raise ConfigError(
+                f"A canvas {height} pixels high can't be split over parallel.space = {space} devices: heights must "
+                f"be multiples of 128 · {space} = {multiple}; in data.buckets write {fitting}x{width} for "
+                f"{height}x{width}."
+            )

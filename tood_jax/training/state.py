@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tood_jax.detectors.tood import Tood
+from tood_jax.detectors.detector import Detector
 
 Tree = Any
 
@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
         return self.ema or self.params
 
 
-def init_variables(model: Tood, seed: int) -> tuple[Tree, Tree]:
+def init_variables(model: Detector, seed: int) -> tuple[Tree, Tree]:
     """Random (params, batch_stats) of a model, float32, from the seed alone."""
     # rbg keys compile in seconds where the default generator takes half a minute for a hundred kernels.
     key = jax.random.key(seed, impl="rbg")
@@ -38,8 +38,13 @@ def init_variables(model: Tood, seed: int) -> tuple[Tree, Tree]:
     return variables["params"], variables.get("batch_stats", {})
 
 
-def init_state(model: Tood, optimizer: optax.GradientTransformation, *, seed: int, keep_ema: bool) -> TrainState:
+def init_state(model: Detector, optimizer: optax.GradientTransformation, *, seed: int, keep_ema: bool) -> TrainState:
     """The state before the first step."""
     params, batch_stats = init_variables(model, seed)
     ema = jax.tree.map(jnp.copy, params) if keep_ema else {}
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema)
+
+
+def state_shapes(model: Detector, optimizer: optax.GradientTransformation, *, keep_ema: bool) -> TrainState:
+    """Shapes and dtypes of `init_state`, without computing anything."""
+    return jax.eval_shape(lambda: init_state(model, optimizer, seed=0, keep_ema=keep_ema))

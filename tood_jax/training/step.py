@@ -1,6 +1,7 @@
 """One step of training, a pure function to be jitted."""
 
-from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,32 +10,36 @@ from jax import lax
 from jax.sharding import Mesh
 
 from tood_jax.config import Config
-from tood_jax.detectors.tood import Losses, Tood, normalize_images, tood_losses
-from tood_jax.training.sharding import over_batch, replicated
-from tood_jax.training.state import TrainState, Tree
+from tood_jax.detectors.detector import Detector, normalize_images
+from tood_jax.detectors.losses import Losses, detection_losses, loss_parts
+from tood_jax.training.sharding import batch_shardings, image_by_image, over_batch, replicated, state_shardings
+from tood_jax.training.state import TrainState, Tree, state_shapes
 from tood_jax.types import Batch
 
 Metrics = dict[str, jax.Array]
 
 
 def warmup_steps(config: Config, steps_per_epoch: int) -> int:
-    """Number of steps assigned by ATSS before the task-aligned phase."""
+    """Number of steps assigned by ATSS before the task-aligned phase; 0 with other assigners."""
+    if config.learning.assigner != "task_aligned":
+        return 0
     return round(config.learning.warmup_epochs * steps_per_epoch)
 
 
-def _batch_losses(model: Tood, config: Config, params: Tree, batch_stats: Tree, batch: Batch, aligned):
-    """Losses of a batch and the batch statistics after it."""
+def batch_losses(model: Detector, config: Config, mesh: Mesh, params: Tree, batch_stats: Tree, batch: Batch, aligned):
+    """(total loss, (losses by part and level, batch statistics after it)) of a batch."""
     images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
     variables = {"params": params, "batch_stats": batch_stats}
     pred, updated = model.apply(variables, images, True, mutable=["batch_stats"])
-    losses = tood_losses(pred, batch, aligned, learning=config.learning, anchor_scale=config.head.anchor_scale)
+    pred = lax.with_sharding_constraint(pred, over_batch(mesh))  # assignment looks at whole images
+    losses = detection_losses(pred, batch, aligned, config, partial(image_by_image, mesh=mesh))
     return losses.total, (losses, updated.get("batch_stats", batch_stats))
 
 
-def _gradients(model: Tood, config: Config, state: TrainState, batch: Batch, aligned):
+def _gradients(model: Detector, config: Config, mesh: Mesh, state: TrainState, batch: Batch, aligned):
     """(gradients, losses, batch_stats), worked off in `accumulate_steps` parts and averaged over them."""
     grad = jax.grad(
-        lambda params, stats, part: _batch_losses(model, config, params, stats, part, aligned), has_aux=True
+        lambda params, stats, part: batch_losses(model, config, mesh, params, stats, part, aligned), has_aux=True
     )
     parts = config.train.accumulate_steps
     if parts == 1:
@@ -51,7 +56,7 @@ def _gradients(model: Tood, config: Config, state: TrainState, batch: Batch, ali
             stats,
         ), None
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params), Losses(jnp.zeros(5), jnp.zeros(5))
+    zeros = jax.tree.map(jnp.zeros_like, state.params), Losses(*[jnp.zeros(5)] * len(Losses._fields))
     (gradients, losses, stats), _ = lax.scan(add, (*zeros, state.batch_stats), split)
     return gradients, losses, stats
 
@@ -59,21 +64,28 @@ def _gradients(model: Tood, config: Config, state: TrainState, batch: Batch, ali
 def train_step(
     state: TrainState,
     batch: Batch,
+    go: jax.Array | None = None,
     *,
-    model: Tood,
+    model: Detector,
     config: Config,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     steps_per_epoch: int,
+    mesh: Mesh,
 ) -> tuple[TrainState, Metrics]:
     """One update. A step whose loss or gradient is not finite changes nothing, not even the step count.
 
+    Args:
+        go: [] `finite` of the step before, where that may not have been seen yet: with 0 this step changes nothing
+            either.
+
     Returns:
-        The new state, and scalars: `loss`, its parts `loss_cls`, `loss_box` and both a level (`loss_cls_P3`, …),
-        `grad_norm`, `learning_rate`, `task_aligned` (0 in the ATSS warm-up, 1 after), `finite` (1, or 0 if refused).
+        The new state, and scalars: `loss`, its parts (`loss_cls`, `loss_box`, …) and each a level (`loss_cls_P3`, …),
+        `grad_norm`, `learning_rate`, `finite` (1, or 0 if refused), and where the assigner is task_aligned
+        `task_aligned` (0 in the ATSS warm-up, 1 after).
     """
     aligned = state.step >= warmup_steps(config, steps_per_epoch)
-    gradients, losses, batch_stats = _gradients(model, config, state, batch, aligned)
+    gradients, losses, batch_stats = _gradients(model, config, mesh, state, batch, aligned)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -85,40 +97,63 @@ def train_step(
 
     grad_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(losses.total) & jnp.isfinite(grad_norm)
+    if go is not None:
+        finite &= go > 0
     metrics = {
         "loss": losses.total,
-        "loss_cls": losses.cls.sum(),
-        "loss_box": losses.box.sum(),
         "grad_norm": grad_norm,
         "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-        "task_aligned": aligned.astype(jnp.float32),
         "finite": finite.astype(jnp.float32),
     }
-    for i in range(5):
-        metrics |= {f"loss_cls_P{i + 3}": losses.cls[i], f"loss_box_P{i + 3}": losses.box[i]}
+    if config.learning.assigner == "task_aligned":
+        metrics["task_aligned"] = aligned.astype(jnp.float32)
+    for part in loss_parts(config):
+        levels = getattr(losses, part)
+        metrics[f"loss_{part}"] = levels.sum()
+        metrics |= {f"loss_{part}_P{i + 3}": levels[i] for i in range(5)}
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state), metrics
 
 
 def compile_train_step(
-    model: Tood,
+    model: Detector,
     config: Config,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     steps_per_epoch: int,
     mesh: Mesh,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """`train_step`, jitted over the mesh; the state's buffers are donated."""
+    chained: bool = False,
+) -> Any:
+    """`train_step`, jitted over the mesh: (state, batch) to (state, metrics); the state's buffers are donated.
 
-    def step(state, batch):
+    With `chained` it takes `go` too, the `finite` of the step before.
+    """
+
+    def step(state, batch, *go):
         return train_step(
             state,
             batch,
+            *go,
             model=model,
             config=config,
             optimizer=optimizer,
             schedule=schedule,
             steps_per_epoch=steps_per_epoch,
+            mesh=mesh,
         )
 
-    everywhere = replicated(mesh)
-    return jax.jit(step, in_shardings=(everywhere, over_batch(mesh)), out_shardings=everywhere, donate_argnums=0)
+    state = train_state_shardings(model, config, optimizer, mesh)
+    return jax.jit(
+        step,
+        in_shardings=(state, batch_shardings(mesh), *[replicated(mesh)] * chained),
+        out_shardings=(state, replicated(mesh)),
+        donate_argnums=0,
+        compiler_options=config.compiler_options,
+    )
+
+
+def train_state_shardings(
+    model: Detector, config: Config, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Where each array of the state lives, as `config.parallel` says."""
+    shapes = state_shapes(model, optimizer, keep_ema=config.optimizer.ema_decay is not None)
+    return state_shardings(shapes, mesh, config.parallel.split_state)

@@ -1,9 +1,7 @@
 """Names of the published mmdetection checkpoints ↔ our parameters, as one table used in both directions."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from tood_jax.config import Config
 from tood_jax.networks.resnet import BLOCKS
@@ -44,6 +42,8 @@ def _backbone(config: Config) -> Iterator[Entry]:
             torch, path = f"backbone.layer{stage}.{block}", ("backbone", f"layer{stage}_{block}")
             for i in range(1, convs + 1):
                 yield from _conv(f"{torch}.conv{i}", (*path, f"conv{i}"), False)
+                if i == 2 and stage in config.backbone.deformable_stages:
+                    yield from _conv(f"{torch}.conv{i}.conv_offset", (*path, f"conv{i}", "conv_offset"), True)
                 yield from _norm(f"{torch}.{letter}{i}", (*path, f"norm{i}"), batch)
             if block == 0 and (stage > 1 or depth >= 50):
                 yield from _conv(f"{torch}.downsample.0", (*path, "downsample_conv"), False)
@@ -60,77 +60,57 @@ def _neck(config: Config) -> Iterator[Entry]:
 
 
 def _head(config: Config) -> Iterator[Entry]:
+    head = config.head
+    yield from _t_tower(config) if head.kind == "t_head" else _parallel_towers(config)
+    cls, reg, quality = _predictors(config)
+    yield from _conv(f"bbox_head.{cls}", ("head", "cls_logits"), True)
+    yield from _conv(f"bbox_head.{reg}", ("head", "reg_sides"), True)
+    if head.quality != "none":
+        yield from _conv(f"bbox_head.{quality}", ("head", "quality_logits"), True)
+    if head.alignment:
+        for torch, ours in (("cls_prob_module", "cls_alignment"), ("reg_offset_module", "reg_alignment")):
+            yield from _conv(f"bbox_head.{torch}.0", ("head", "align", f"{ours}_0"), True)
+            yield from _conv(f"bbox_head.{torch}.2", ("head", "align", f"{ours}_1"), True)
+    for level in range(5 if head.level_scales else 0):
+        yield Entry(f"bbox_head.scales.{level}.scale", ("params", "head", "scales"), level)
+
+
+def _t_tower(config: Config) -> Iterator[Entry]:
     for i in range(config.head.num_convs):
-        yield from _conv(f"bbox_head.inter_convs.{i}.conv", ("head", f"inter_{i}"), False)
-        yield from _norm(f"bbox_head.inter_convs.{i}.gn", ("head", f"inter_{i}_norm"), False)
+        torch, path = f"bbox_head.inter_convs.{i}", ("head", f"inter_{i}")
+        yield from _conv(f"{torch}.conv", path, False)
+        if i < config.head.deformable_convs:
+            yield from _conv(f"{torch}.conv.conv_offset", (*path, "conv_offset"), True)
+        yield from _norm(f"{torch}.gn", ("head", f"inter_{i}_norm"), False)
     for task in ("cls", "reg"):
         torch, path = f"bbox_head.{task}_decomp", ("head", f"{task}_decomposition")
         yield from _conv(f"{torch}.layer_attention.0", (*path, "attention_0"), True)
         yield from _conv(f"{torch}.layer_attention.2", (*path, "attention_1"), True)
         yield Entry(f"{torch}.reduction_conv.conv.weight", ("params", *path, "reduction"))
         yield from _norm(f"{torch}.reduction_conv.gn", (*path, "norm"), False)
-    for torch, ours in (
-        ("tood_cls", "cls_logits"),
-        ("tood_reg", "reg_sides"),
-        ("cls_prob_module.0", "cls_alignment_0"),
-        ("cls_prob_module.2", "cls_alignment_1"),
-        ("reg_offset_module.0", "reg_alignment_0"),
-        ("reg_offset_module.2", "reg_alignment_1"),
-    ):
-        yield from _conv(f"bbox_head.{torch}", ("head", ours), True)
-    for level in range(5):
-        yield Entry(f"bbox_head.scales.{level}.scale", ("params", "head", "scales"), level)
+
+
+def _parallel_towers(config: Config) -> Iterator[Entry]:
+    for task in ("cls", "reg"):
+        for i in range(config.head.num_convs):
+            torch, path = f"bbox_head.{task}_convs.{i}", ("head", f"{task}_tower", f"conv_{i}")
+            yield from _conv(f"{torch}.conv", path, config.head.tower_bias)
+            if config.head.norm == "group":
+                yield from _norm(f"{torch}.gn", (*path[:-1], f"conv_{i}_norm"), False)
+
+
+def _predictors(config: Config) -> tuple[str, str, str]:
+    """What mmdetection calls the last convolutions (classes, boxes, quality) of the nearest of its heads."""
+    if config.head.kind == "t_head":
+        return "tood_cls", "tood_reg", "tood_centerness"
+    if config.learning.assigner == "max_iou":
+        return "retina_cls", "retina_reg", "retina_centerness"
+    if config.learning.assigner in ("center_sampling", "fovea", "simota", "ota"):
+        return "conv_cls", "conv_reg", "conv_centerness"
+    family = "gfl" if config.head.box_coding == "binned_distances" else "atss"
+    return f"{family}_cls", f"{family}_reg", f"{family}_centerness"
 
 
 def table(config: Config) -> tuple[Entry, ...]:
-    """Every tensor of a TOOD of this config, torch name and ours."""
+    """Every tensor of a detector of this config, torch name and ours."""
     return (*_backbone(config), *_neck(config), *_head(config))
-
-
-def from_torch_layout(array: np.ndarray) -> np.ndarray:
-    """OIHW kernels become HWIO; anything else stays."""
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-
-
-def to_torch_layout(array: np.ndarray) -> np.ndarray:
-    """HWIO kernels become OIHW; anything else stays."""
-    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
-
-
-def import_state_dict(state_dict: Mapping[str, np.ndarray], config: Config) -> dict[str, Any]:
-    """Flax variables {"params": …, "batch_stats": …} from a torch state dict of numpy arrays.
-
-    Raises:
-        ValueError: one error that lists every missing and every unexpected name.
-    """
-    entries = table(config)
-    expected = {entry.torch_name for entry in entries}
-    given = {name for name in state_dict if not name.endswith("num_batches_tracked")}
-    if expected != given:
-        missing, unexpected = sorted(expected - given), sorted(given - expected)
-        raise ValueError(f"The weights don't fit {config.name}: missing {missing}, unexpected {unexpected}.")
-    variables: dict[str, Any] = {}
-    for entry in entries:
-        *parents, leaf = entry.path
-        node = variables
-        for name in parents:
-            node = node.setdefault(name, {})
-        value = from_torch_layout(np.asarray(state_dict[entry.torch_name]))
-        if entry.element is None:
-            node[leaf] = value
-        else:
-            node.setdefault(leaf, []).append(value)
-    variables["params"]["head"]["scales"] = np.stack(variables["params"]["head"]["scales"])
-    return variables
-
-
-def export_state_dict(variables: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]:
-    """The way back: flax variables (or anything shaped like them, gradients say) to torch names and layouts."""
-    state_dict = {}
-    for entry in table(config):
-        value: Any = variables
-        for name in entry.path:
-            value = value[name]
-        array = np.asarray(value)
-        state_dict[entry.torch_name] = to_torch_layout(array if entry.element is None else array[entry.element])
-    return state_dict

@@ -1,0 +1,105 @@
+"""What training takes of TPU slices that aren't here, by their own compiler: a table of `compile_for.py`'s records.
+
+    python -m benchmarks.pods                         # the committed records
+    python -m benchmarks.pods --compile v5e-8 v6e-8   # compile these cells again first (needs jax[tpu]; no TPU)
+
+Records lie in benchmarks/results/pods/, one JSON a cell; each holds its own command. docs/pods.md explains the columns.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.common import ROOT, print_table
+
+FOLDER = ROOT / "benchmarks" / "results" / "pods"
+SLICES = {"v5e-8": "v5e:2x4", "v5e-256": "v5e:16x16", "v6e-8": "v6e:2x4", "v5p-64": "v5p:4x4x4"}
+CONFIGS = {
+    "r50": "tood_r50_fpn_1x_coco",
+    "x101_dcn": "tood_x101_64x4d_fpn_dconv_c4_c5_ms_2x_coco",
+}
+OPTIONS = ("--train.compiler_options", "xla_tpu_run_space_to_batch=false")
+HEADER = (
+    "config, slice, effort, options",
+    "images a chip",
+    "HBM GiB a chip",
+    "of",
+    "TFLOP an image",
+    "HBM GB an image",
+    "collectives",
+    "compile s (CPU s)",
+)
+
+
+@dataclass(frozen=True)
+class Args:
+    """Options of the door."""
+
+    compile: tuple[str, ...] = ()
+    """Slices to compile again: v5e-8, v5e-256, v6e-8, v5p-64."""
+    configs: tuple[str, ...] = tuple(CONFIGS)
+    """Of these models."""
+    batch: int = 0
+    """Images a chip; 0 searches the largest that fits."""
+    effort: float = 0.0
+    """JAX's exec_time_optimization_effort, −1 to 1: −1 compiles in a quarter of the time to a slower program."""
+    folder: Path = FOLDER
+    """Of the records."""
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Print the table of the records; the rows, as written by `compile_for.py`."""
+    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.pods", description=__doc__, use_underscores=True)
+    for slice_name in args.compile:
+        for config in args.configs:
+            compile_cell(config, slice_name, args)
+    records = [json.loads(file.read_text()) for file in sorted(args.folder.glob("*.json"))]
+    rows = [{**row, "of": record} for record in records for row in record["rows"]]
+    print_table("Training step, 800×1344, bfloat16", HEADER, [line(row) for row in rows])
+    return rows
+
+
+def compile_cell(config: str, slice_name: str, args: Args) -> None:
+    """One record by a process of its own, so that the effort is set before JAX starts."""
+    if slice_name not in SLICES or config not in CONFIGS:
+        raise SystemExit(f"{config} on {slice_name} isn't one of {', '.join(CONFIGS)} on {', '.join(SLICES)}.")
+    batch = f"_{args.batch}images" if args.batch else ""
+    file = args.folder / f"{config}_{slice_name}{batch}_effort{args.effort:g}.json"
+    command = [sys.executable, "compile_for.py", "--topology", SLICES[slice_name], "--program", "train"]
+    command += ["--config", f"configs/{CONFIGS[config]}.py", "--canvas", "800,1344", "--json", str(file)]
+    command += ["--per_chip_batch", str(args.batch), "--train.precision=bfloat16", *OPTIONS]
+    environment = {"JAX_PLATFORMS": "cpu", "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": str(args.effort)}
+    subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=False)  # status 1: something didn't fit
+
+
+def line(row: dict[str, Any]) -> list[Any]:
+    """A row of the table."""
+    record, images, chip = row["of"], row["per_chip_batch"], row.get("chip_memory")
+    train = record["config"]["train"]
+    choices = [f"{name}={train[name]}" for name in ("remat", "scan_blocks") if train[name] not in ("none", False)]
+    name = ", ".join(
+        [record["config"]["name"], row["topology"], f"{record['effort']:g}", *choices, *train["compiler_options"]]
+    )
+    of = f"{chip / 2**30:.0f}" if chip else None
+    seconds = f"{row['seconds']['compile']:.0f} ({row['seconds']['compile_cpu']:.0f})"
+    if not row["fits"]:
+        needed = row["needed"] and row["needed"] / 2**30
+        return [name, images, f"{needed:.1f}: doesn't fit" if needed else "doesn't fit", of, None, None, None, seconds]
+    work, memory = row["work"], row["memory"]["total"]
+    collectives = "; ".join(
+        f"{one['count']} {one['kind']} over {one['axis']}, {one['bytes'] / 2**20:.1f} MiB" for one in row["collectives"]
+    )
+    flops = f"{work['flops'] / images / 1e12:.3f}"
+    traffic = f"{work['hbm_bytes'] / images / 1e9:.1f}"
+    return [name, images, f"{memory / 2**30:.2f}", of, flops, traffic, collectives or "none", seconds]
+
+
+if __name__ == "__main__":
+    main()

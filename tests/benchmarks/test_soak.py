@@ -1,0 +1,45 @@
+"""The soak test itself, and that its comparison sees what differs."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from benchmarks import soak
+from tood_jax.training.checkpoints import CheckpointStore
+
+
+def make_run(folder, weight=1.0, loss=0.5, next_batch=9):
+    with CheckpointStore(folder / "checkpoints", 1) as store:
+        state = {"params": {"w": np.full(4, weight)}, "opt_state": {"w": np.zeros(4)}}
+        store.save(9, state, {"data": {"seed": 0, "next_batch": next_batch}, "unlogged": []}, {"AP": 0.5})
+    rows = [
+        {"step": 9, "kind": "train", "loss": loss, "time": str(folder), "speed": {"images_per_s": len(str(folder))}}
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_the_comparison_sees_what_differs(tmp_path):
+    one = make_run(tmp_path / "one")
+    soak.compare(one, make_run(tmp_path / "another one"))
+    nearly = np.nextafter(1.0, 2)
+    for name, difference in (
+        ({"weight": nearly}, "params"),
+        ({"loss": nearly}, "metrics.jsonl"),
+        ({"next_batch": 8}, "data"),
+    ):
+        other = make_run(tmp_path / "other", **name)
+        with pytest.raises(soak.SoakError, match=difference):
+            soak.compare(one, other)
+        shutil.rmtree(other)
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path, capsys):
+    report = soak.main(["--kills=20", f"--out={tmp_path}/soak.json", f"--folder={tmp_path}/soak"])
+    assert len(report["kills"]) == 20
+    assert len({kill["signal"] for kill in report["kills"]}) > 1
+    assert report["goodput"]["unbroken"]["steps"] > report["goodput"]["broken"]["steps"] > 0
+    assert "equal to the bit" in capsys.readouterr().out

@@ -1,0 +1,83 @@
+"""Runs of the tiny config by the real train.py, in processes, and how to compare them."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from tests.tiny import tiny_config
+from tood_jax.config import save_config
+from tood_jax.training.checkpoints import open_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_COMPARED = ("time", "speed")  # of a line of metrics.jsonl: they tell of the machine, not of the run
+
+
+def write_config(data, workdir, learning_rate=0.02, data_fields=None, **train):
+    """The tiny config as a file beside the run's folder."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    path = workdir.parent / f"{workdir.name}.json"
+    config = tiny_config(data, workdir, **train)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=learning_rate)
+    images = dataclasses.replace(config.data, **(data_fields or {}))
+    save_config(dataclasses.replace(config, optimizer=optimizer, data=images), path)
+    return path
+
+
+def start(data, workdir, learning_rate=0.02, data_fields=None, **train):
+    """train.py on the tiny config, in a process (and a process group) of its own, on one device."""
+    path = write_config(data, workdir, learning_rate, data_fields, **train)
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "train.py", "--config", str(path)]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process, status=0):
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == status, output
+    return output
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in NOT_COMPARED} for line in lines]
+
+
+def final_state(workdir):
+    checkpoint = open_checkpoint(workdir, "latest")
+    return checkpoint.step, checkpoint.arrays(*checkpoint.groups)
+
+
+def assert_equal_runs(one, other):
+    (step, state), (other_step, other_state) = final_state(one), final_state(other)
+    assert step == other_step
+    jax.tree.map(np.testing.assert_array_equal, state, other_state)
+    assert rows(one) == rows(other)
+
+
+def wait_for_step(workdir, step, process):
+    """Until metrics.jsonl shows this step (it is written every two), or the run has ended."""
+    for _ in range(3000):
+        if process.poll() is not None:
+            return
+        try:
+            if any(row["step"] >= step for row in rows(workdir)):
+                return
+        except (FileNotFoundError, json.JSONDecodeError):
+            pass
+        time.sleep(0.05)
+    raise TimeoutError(step)

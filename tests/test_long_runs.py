@@ -1,0 +1,195 @@
+"""Long runs: preemption, restarts by a supervisor, stops in the middle of an evaluation, full disks, goodput."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from tests.runs import NOT_COMPARED, ROOT, assert_equal_runs, finish, rows, start, wait_for_step, write_config
+from tests.tiny import tiny_config
+from tood_jax.cli import train
+from tood_jax.data.synthetic import ShapesConfig, write_shapes
+from tood_jax.training.checkpoints import open_checkpoint
+from tood_jax.training.goodput import KINDS, goodput_shares, read_marks
+from tood_jax.training.signals import Reason
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "set"
+    write_shapes(folder, ShapesConfig(train_images=12, val_images=5, height=(64, 64), width=(64, 64), seed=3))
+    return folder
+
+
+def marks_of(workdir):
+    return read_marks((workdir / "goodput.jsonl").read_text().splitlines())
+
+
+def restart_loop(command):
+    """The loop of docs/scaling.md around another command, without its pause."""
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    loop = page[page.index("until python train.py") :]
+    loop = loop[: loop.index("\ndone") + len("\ndone")]
+    return loop.replace("python train.py --config configs/NAME.py", command).replace("sleep 10", "sleep 0.1")
+
+
+@pytest.mark.slow
+def test_a_supervisor_goes_on_after_a_preemption(data, tmp_path):
+    """The documented loop: SIGTERM makes it start again, and the end of the run ends it."""
+    config = write_config(data, tmp_path / "run", checkpoint_every_steps=1000, epochs=5)
+    loop = subprocess.Popen(
+        ["bash", "-c", restart_loop(f"{sys.executable} train.py --config {config}")],
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for_step(tmp_path / "run", 2, loop)
+    (child,) = psutil.Process(loop.pid).children()
+    child.send_signal(signal.SIGTERM)
+    output = finish(loop)
+    assert "SIGTERM: saving, then stopping" in output
+    assert "Stopped on request (preemption) at step" in output
+    assert "Going on from step" in output
+    assert len({mark.began for mark in marks_of(tmp_path / "run")}) == 2
+    assert "(2 starts)" in output
+    assert open_checkpoint(tmp_path / "run", "latest").step == 15
+
+
+@pytest.mark.parametrize(("status", "starts"), [(0, 1), (1, 1), (2, 1), (130, 1), (75, 3), (137, 3), (134, 3)])
+def test_what_a_supervisor_does_with_a_status(tmp_path, status, starts):
+    """It starts anew after a preemption, a kill or a crash of the machine; not after errors that would come again."""
+    script = tmp_path / "fake.sh"
+    script.write_text(
+        f'echo x >> {tmp_path}/starts\n[ "$(wc -l < {tmp_path}/starts)" -lt 3 ] && exit {status}\nexit 0\n'
+    )
+    done = subprocess.run(["bash", "-c", restart_loop(f"bash {script}")], timeout=60, check=False)
+    assert len((tmp_path / "starts").read_text().splitlines()) == starts
+    assert done.returncode == (0 if starts == 3 else status)
+
+
+def test_slurm_signals_the_data_workers_too(data, tmp_path):
+    """SIGUSR1 and then SIGTERM to every process of the job: the workers stay till the loop has its last batch."""
+    run = start(data, tmp_path / "run", data_fields={"workers": 1}, epochs=200, eval_every_epochs=0)
+    wait_for_step(tmp_path / "run", 2, run)
+    os.killpg(run.pid, signal.SIGUSR1)
+    os.killpg(run.pid, signal.SIGTERM)
+    output = finish(run, status=75)
+    assert "SIGUSR1: saving, then stopping" in output
+    assert open_checkpoint(tmp_path / "run", "latest").step >= 2
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_training_goes_on(data, tmp_path):
+    """The running process may not write to files for a while: for it, the disk is full."""
+    run = start(data, tmp_path / "run", epochs=60, eval_every_epochs=0, checkpoint_every_steps=10)
+    wait_for_step(tmp_path / "run", 2, run)
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    said = []
+    for line in run.stdout:
+        said.append(line)
+        if "NOT saved" in line:
+            break
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    output = "".join(said) + finish(run)
+    assert "training goes on till the next save" in output
+    assert output.count("metrics.jsonl can't be written (File too large); it waits for room") == 1
+    assert "Traceback" not in output
+    assert open_checkpoint(tmp_path / "run", "latest").step == 180
+    steps = [row["step"] for row in rows(tmp_path / "run") if row["kind"] == "train"]
+    assert steps == list(range(2, 181, 2))  # what could not be written in time was written later
+
+
+class Preempted:
+    """`compile_detect_step` whose first call after `after` ones is met by SIGTERM."""
+
+    def __init__(self, genuine, after):
+        self.genuine, self.after = genuine, after
+
+    def __call__(self, *arguments):
+        step = self.genuine(*arguments)
+
+        def detect(*inputs):
+            self.after -= 1
+            if self.after == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*inputs)
+
+        return detect
+
+
+@pytest.mark.slow
+def test_a_stop_within_an_evaluation(data, tmp_path, monkeypatch):
+    """It ends after that batch; the next start evaluates, and the run ends as one that nobody disturbed."""
+    outcome = train.run(tiny_config(data, tmp_path / "unbroken"), devices=[train.jax.devices()[0]])
+    assert (outcome.stopped, outcome.step) == (Reason.NONE, 9)
+    config = tiny_config(data, tmp_path / "broken")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "compile_detect_step", Preempted(train.compile_detect_step, after=1))
+        outcome = train.run(config, devices=[train.jax.devices()[0]])
+    assert (outcome.stopped, outcome.step, outcome.metrics) == (Reason.PREEMPTION, 6, None)
+    assert [row["kind"] for row in rows(tmp_path / "broken")] == ["train"] * 3
+    with monkeypatch.context() as patch:  # and again, in the evaluation that a start begins with
+        patch.setattr(train, "compile_detect_step", Preempted(train.compile_detect_step, after=1))
+        assert train.run(config, devices=[train.jax.devices()[0]]).step == 6
+    assert train.run(config, devices=[train.jax.devices()[0]]).stopped is Reason.NONE
+    assert_equal_runs(tmp_path / "broken", tmp_path / "unbroken")
+
+    marks = marks_of(tmp_path / "broken")
+    shares = goodput_shares(marks)
+    assert len({mark.began for mark in marks}) == 3
+    assert set(shares) == set(KINDS)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(shares[kind] > 0 for kind in ("steps", "starting", "compiling", "evaluating", "saving"))
+    lines = (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()
+    speeds = [line["speed"] for line in map(json.loads, lines) if line["kind"] == "train"]
+    assert all(0 < speed["goodput"] < 1 for speed in speeds)
+    assert "speed" in NOT_COMPARED
+    assert "Goodput" in (tmp_path / "broken" / "train.log").read_text()
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_logged_but_not_saved_is_not_logged_twice(data, tmp_path, monkeypatch):
+    """SIGKILL between the two, in effect: the process goes where its metrics should have been saved."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(self, metrics=None):
+        if metrics is not None:
+            raise Killed
+        genuine(self)
+
+    genuine = train.train.__globals__["_Run"]._save
+    config = tiny_config(data, tmp_path / "run", epochs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.train.__globals__["_Run"], "_save", die)
+        with pytest.raises(Killed):
+            train.run(config, devices=[train.jax.devices()[0]])
+    assert [row["kind"] for row in rows(tmp_path / "run")].count("eval") == 1
+    assert open_checkpoint(tmp_path / "run", "latest").about["metrics"] is None
+    train.run(config, devices=[train.jax.devices()[0]])
+    assert [row["kind"] for row in rows(tmp_path / "run")].count("eval") == 1
+    assert open_checkpoint(tmp_path / "run", "latest").about["metrics"] is not None
+
+
+def test_a_signal_before_the_first_step(data, tmp_path, monkeypatch, capsys):
+    config = write_config(data, tmp_path / "run")
+    genuine = train.load_set
+
+    def preempted(split):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return genuine(split)
+
+    monkeypatch.setattr(train, "load_set", preempted)
+    with pytest.raises(SystemExit) as end:
+        train.main(["--config", str(config)])
+    assert end.value.code == 75
+    assert "nothing is lost" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -1,0 +1,160 @@
+"""Bytes that a compiled TPU program moves to and from HBM, counted in its text.
+
+The compiler's own "bytes accessed" counts a prefetch of a slice as if it read the whole array, and arrays in fast
+memory as if they lay in HBM: with a few thousand prefetches that is six times too much. Here every instruction counts
+its operands and its result once where they lie in HBM, a slice what it takes, a prefetch what it brings, and a loop's
+body as often as it runs, where its condition compares with a number (else once).
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+_BITS = {"pred": 8, "s4": 4, "u4": 4}
+_ARRAY = re.compile(r"\b(pred|bf16|[fsu]\d+\w*)\[([\d,]*)\](\{[^{}]*\})?")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_FREE = {  # move nothing themselves
+    *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "opt-barrier"),
+    *("copy-done", "slice-done", "all-reduce-done", "all-gather-done", "async-done", "after-all", "partition-id"),
+}
+_NO_DATA = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
+_CALLS = re.compile(r"(?:body|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+_TAKE = ("slice", "dynamic-slice", "gather")
+
+
+class _Instruction(NamedTuple):
+    name: str
+    shape: str
+    kind: str
+    operands: tuple[str, ...]
+    line: str
+
+
+class _Program(NamedTuple):
+    entry: str
+    computations: dict[str, list[_Instruction]]
+    shapes: dict[str, str]  # of every instruction, by name
+
+
+def array_bytes(shape: str, *, only_hbm: bool = False) -> list[int]:
+    """Bytes of each array in an HLO shape, "(f32[3,4]{1,0:S(1)}, u32[])" for instance.
+
+    Args:
+        only_hbm: leave out those with a memory space of their own, S(1) and so on: fast memory.
+    """
+    sizes = []
+    for dtype, dims, layout in _ARRAY.findall(shape):
+        if only_hbm and "S(" in layout:
+            continue
+        bits = _BITS.get(dtype) or int(re.findall(r"\d+", dtype)[0])
+        sizes.append(math.prod(int(length) for length in dims.split(",") if length) * bits // 8)
+    return sizes
+
+
+def hbm_bytes(text: str) -> int:
+    """Bytes to and from HBM of one execution on one device; of a branch, both sides.
+
+    Args:
+        text: of a compiled program, `compiled.as_text()`.
+    """
+    program = _read(text)
+
+    def of(computation: str) -> int:
+        total = 0
+        for one in program.computations.get(computation, []):
+            total += _moved(one, program)
+            if one.kind in ("while", "conditional"):
+                called = [name for pair in _CALLS.findall(one.line) for name in "".join(pair).split(",")]
+                total += _rounds(one, program) * sum(of(name.strip().lstrip("%")) for name in called)
+        return total
+
+    return of(program.entry)
+
+
+def _rounds(loop: _Instruction, program: _Program) -> int:
+    """How often a loop runs, if its condition is a comparison with one number; else 1."""
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.line)
+    lines = [one.line for one in program.computations[condition[1]]] if condition else []
+    limits = [found[1] for line in lines if (found := re.search(r" constant\((\d+)\)", line))]
+    return int(limits[0]) if len(limits) == 1 and any("direction=LT" in line for line in lines) else 1
+
+
+def _moved(one: _Instruction, program: _Program) -> int:
+    if one.kind in _FREE or any(f'"{name}"' in one.line for name in _NO_DATA):
+        return 0
+    if one.kind in ("copy-start", "slice-start"):
+        ends = _ends(one, program)
+        return min(sum(array_bytes(end)) for end in ends) * sum("S(" not in end for end in ends)
+    if one.kind == "fusion" and (body := _body(one, program)):
+        return _fusion_moves(one, body, program)
+    operands = [program.shapes.get(name, "") for name in dict.fromkeys(one.operands)]
+    if one.kind in _TAKE:
+        operands = [one.shape]
+    elif one.kind == "dynamic-update-slice":
+        return 2 * sum(array_bytes(operands[1], only_hbm=True)) if "S(" not in one.shape else 0
+    return sum(sum(array_bytes(shape, only_hbm=True)) for shape in (one.shape, *operands))
+
+
+def _fusion_moves(one: _Instruction, body: list[_Instruction], program: _Program) -> int:
+    """A fusion's results and operands: of an operand that it only slices, the slices; of one updated, the update."""
+    by_name = {inner.name: inner for inner in body}
+    users: dict[str, list[_Instruction]] = {}
+    for inner in body:
+        for name in inner.operands:
+            users.setdefault(name, []).append(inner)
+
+    def update_of(name: str) -> str | None:
+        """The shape of what is written, where an instruction is a dynamic-update-slice, perhaps reshaped."""
+        inner = by_name.get(name)
+        while inner is not None and inner.kind in ("bitcast", "copy"):
+            inner = by_name.get(inner.operands[0])
+        return program.shapes[inner.operands[1]] if inner is not None and inner.kind == "dynamic-update-slice" else None
+
+    root = body[-1]
+    results = root.operands if root.kind == "tuple" else (root.name,)
+    shapes = [match.group(0) for match in _ARRAY.finditer(one.shape)]
+    total = 0
+    for shape, name in zip(shapes, results, strict=False):
+        if "S(" not in shape:
+            total += sum(array_bytes(update_of(name) or shape))
+    for inner in body:
+        if inner.kind != "parameter":
+            continue
+        place = int(re.search(r"parameter\((\d+)\)", inner.line)[1])  # type: ignore[index]
+        shape, uses = program.shapes.get(one.operands[place], ""), users.get(inner.name, [])
+        if "S(" in shape:
+            continue
+        if uses and all(use.operands[0] == inner.name and use.kind in _TAKE for use in uses):
+            total += min(sum(array_bytes(shape)), sum(sum(array_bytes(use.shape)) for use in uses))
+        elif not (uses and all(use.operands[0] == inner.name and use.kind == "dynamic-update-slice" for use in uses)):
+            total += sum(array_bytes(shape))
+    return total
+
+
+def _body(fusion: _Instruction, program: _Program) -> list[_Instruction]:
+    called = re.search(r"calls=%?([\w.\-]+)", fusion.line)
+    return program.computations.get(called[1], []) if called else []
+
+
+def _ends(one: _Instruction, program: _Program) -> tuple[str, str]:
+    """Of a copy that starts: its operand's shape and its result's (its own shape lists both, and a flag)."""
+    arrays = [match.group(0) for match in _ARRAY.finditer(one.shape)]
+    plain = [array for array in arrays if array.split("{")[0] not in ("u32[]", "s32[]")]
+    return program.shapes.get(one.operands[0], ""), plain[0] if one.kind == "copy-start" else plain[-1]
+
+
+def _read(text: str) -> _Program:
+    entry, current = "", None
+    computations: dict[str, list[_Instruction]] = {}
+    shapes: dict[str, str] = {}
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            current = computations.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif current is not None and (found := _INSTRUCTION.match(line)):
+            name, shape, kind, rest = found.groups()
+            operands = tuple(re.findall(r"%([\w.\-]+)", rest.split(")")[0]))
+            current.append(_Instruction(name, shape, kind, operands, line))
+            shapes[name] = shape
+    return _Program(entry, computations, shapes)

@@ -1,0 +1,73 @@
+"""Assignment by the highest overlap with an anchor (RetinaNet: Lin et al. 2017, section 4; Ren et al. 2015).
+
+Axes: N anchors · M padded objects · G objects a chunk. Boxes are xyxy in canvas pixels.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from tood_jax.assigners.claims import fold_in_chunks, full_assignment
+from tood_jax.geometry.boxes import pairwise_iou
+from tood_jax.types import Assignment
+
+
+def assign_max_iou(
+    anchors: Float[Array, "n 4"],
+    valid: Bool[Array, " n"],
+    gt_boxes: Float[Array, "m 4"],
+    gt_mask: Bool[Array, " m"],
+    *,
+    positive_iou: float = 0.5,
+    negative_iou: float = 0.4,
+    min_positive_iou: float = 0.0,
+    chunk: int = 64,
+) -> Assignment:
+    """Assign one image's anchors by geometry alone.
+
+    An anchor takes the object it overlaps most (the first of equals) from `positive_iou` on, is background below
+    `negative_iou`, and in between counts for nothing. Then each object takes the anchors that overlap it most, all of
+    them if several tie and whatever they had before; of two objects that take the same anchor so, the later one keeps
+    it. (The published code lets an object that no anchor overlaps take every anchor with IoU 0; here it takes none.)
+
+    Args:
+        anchors: pixels.
+        valid: False for anchors of cells outside the image's padded area.
+        gt_boxes, gt_mask: padded objects.
+        positive_iou, negative_iou: 0–1.
+        min_positive_iou: 0–1, the least IoU at which an object takes its best anchors.
+        chunk: objects worked off at a time; memory grows with chunk · N.
+
+    Returns:
+        Assignment over [N] with −2 where an anchor counts for nothing; metric and soft_label are 1 on positives, iou
+        is the anchor's.
+    """
+    anchors, valid, gt_boxes, gt_mask = (jnp.asarray(x) for x in (anchors, valid, gt_boxes, gt_mask))
+    num_anchors = anchors.shape[0]
+
+    def fold(state, index, gt_boxes, gt_mask):
+        best, owner, taker = state
+        iou = jnp.where(valid & gt_mask[:, None], pairwise_iou(gt_boxes, anchors), -1.0)
+        # Compared with its own maximum below, so both must see one and the same rounding: not to be computed twice.
+        iou = lax.optimization_barrier(iou)  # [G, N]
+        highest, first = iou.max(axis=0), index[iou.argmax(axis=0)]  # [N]
+        owner = jnp.where(highest > best, first, owner)
+        best = jnp.maximum(best, highest)
+        own_best = iou.max(axis=1, keepdims=True)  # [G, 1]
+        takes = (iou == own_best) & (own_best > 0) & (own_best >= min_positive_iou)
+        taker = jnp.maximum(taker, jnp.where(takes, index[:, None], -1).max(axis=0))
+        return best, owner, taker
+
+    nobody = jnp.full(num_anchors, -1, jnp.int32)
+    objects = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32), gt_boxes, gt_mask
+    best, owner, taker = fold_in_chunks(fold, (jnp.full(num_anchors, -1.0), nobody, nobody), objects, chunk)
+    gt_index = jnp.where(best >= positive_iou, owner, jnp.where(best < negative_iou, -1, -2))
+    return full_assignment(jnp.where(taker >= 0, taker, gt_index), anchors, gt_boxes)
+
+
+def assign_max_iou_batch(anchors, valid, gt_boxes, gt_mask, **options) -> Assignment:
+    """`assign_max_iou` for a batch: every argument but `anchors` has B in front."""
+    return jax.vmap(lambda *image: assign_max_iou(*image, **options), in_axes=(None, 0, 0, 0))(
+        anchors, valid, gt_boxes, gt_mask
+    )

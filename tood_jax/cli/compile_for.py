@@ -1,0 +1,179 @@
+"""compile_for.py: what a config takes of a machine that needn't be here, by that machine's own compiler.
+
+The whole training step and the whole evaluation step are compiled for a TPU slice (with `pip install "jax[tpu]"`, and
+no TPU) or for the devices at hand (`--topology here`); nothing runs.
+"""
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from tood_jax.ahead_of_time.chips import HERE, Chip, devices_of
+from tood_jax.ahead_of_time.programs import lower_detect_step, lower_train_step
+from tood_jax.ahead_of_time.report import collectives_of, memory_of, summed, work_of
+from tood_jax.ahead_of_time.search import DoesNotFit, largest_batch, read_out_of_memory
+from tood_jax.cli.common import said_in_one_sentence
+from tood_jax.cli.options import parse
+from tood_jax.config import Config, to_dict
+from tood_jax.training.sharding import DATA, SPACE, make_mesh
+
+PROG = "compile_for.py"
+GIB = 2**30
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Args:
+    topology: str = HERE
+    """A TPU slice, kind and shape (v5e:2x4, v5e:16x16, v6e:2x4, v5p:4x4x4, tpu7x:2x2x1), or here."""
+    per_chip_batch: int = 1
+    """Images a chip (of several chips that share an image: their images together, divided by them); 0 searches the
+    largest that fits."""
+    canvas: tuple[int, ...] = ()
+    """Height and width in pixels, 800,1344; empty takes the largest of data.buckets."""
+    num_classes: int = 80
+    """Of the data set."""
+    program: Literal["train", "evaluate", "both"] = "both"
+    """Which steps to compile."""
+    json: str = ""
+    """Also write the report to this file."""
+    hlo: str = ""
+    """Also write the compiled programs (HLO text) to this folder."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The door `compile_for.py`; exit status 1 if a program doesn't fit its device."""
+    argv = sys.argv[1:] if argv is None else argv
+    args, config = parse(Args, argv, prog=PROG, description=__doc__ or "")
+    with said_in_one_sentence(PROG):
+        rows = compile_all(args, config)
+    if args.json:
+        file = Path(args.json)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        versions: Row = {"jax": jax.__version__, "date": time.strftime("%Y-%m-%d")}
+        versions["effort"] = jax.config.jax_exec_time_optimization_effort  # type: ignore[attr-defined]
+        record = {"command": [PROG, *argv], **versions, "config": to_dict(config), "rows": rows}
+        file.write_text(json.dumps(record, indent=1) + "\n")
+    fitting = {row["program"] for row in rows if row["fits"]}
+    raise SystemExit(0 if fitting == set(programs(args)) else 1)
+
+
+def programs(args: Args) -> tuple[str, ...]:
+    """The steps asked for."""
+    return ("train", "evaluate") if args.program == "both" else (args.program,)
+
+
+def compile_all(args: Args, config: Config) -> list[Row]:
+    """Compile, print a paragraph each, and return the figures of every trial."""
+    devices, chip = devices_of(args.topology)
+    mesh = make_mesh(devices, config.parallel.space)
+    canvas = _canvas(args, config)
+    known = f", {chip.name} with {chip.memory / GIB:.0f} GiB each" if chip else ""
+    print(
+        f"{config.name}, {config.train.precision}, canvas {canvas[0]}×{canvas[1]}, for {args.topology}: "
+        f"{mesh.size} devices{known}; mesh data {mesh.shape[DATA]} × space {mesh.shape[SPACE]}."
+    )
+    rows: list[Row] = []
+    for program in programs(args):
+        lower = lower_train_step if program == "train" else lower_detect_step
+
+        def attempt(images: int, lower: Callable = lower, program: str = program) -> float:
+            total = images * mesh.size
+            lowering = partial(lower, config, args.num_classes, total, canvas, mesh)
+            row: Row = {"program": program, "topology": args.topology, "per_chip_batch": images, "global_batch": total}
+            row["loops"] = config.train.scan_blocks or config.train.accumulate_steps > 1
+            row |= compile_one(lowering, mesh, Path(args.hlo) / f"{program}_{images}.txt" if args.hlo else None)
+            row["chip_memory"] = chip.memory if chip else None
+            rows.append(row)
+            print(describe(row, chip), flush=True)
+            if not row["fits"]:
+                raise DoesNotFit(row["needed"])
+            return row["memory"]["total"]
+
+        if args.per_chip_batch:
+            with contextlib.suppress(DoesNotFit):
+                attempt(args.per_chip_batch)
+        else:
+            points = largest_batch(attempt, chip.memory if chip else math.inf, first=2)
+            best = max((point.images for point in points if point.fits), default=0)
+            print(f"{program}: the largest batch that fits is {best} images a chip.")
+    return rows
+
+
+def compile_one(lower: Callable[[], Any], mesh: Mesh, hlo: Path | None) -> Row:
+    """Figures of one compilation; "fits" is False where the compiler found too little memory."""
+    start = time.perf_counter()
+    lowered = lower()
+    middle, used = time.perf_counter(), time.process_time()
+
+    def seconds() -> dict[str, float]:
+        compile_ = {"compile": time.perf_counter() - middle, "compile_cpu": time.process_time() - used}
+        return {name: round(value, 1) for name, value in {"lower": middle - start, **compile_}.items()}
+
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        refusal = read_out_of_memory(str(error))
+        if refusal is None:
+            raise
+        return {"fits": False, "seconds": seconds(), "needed": refusal.needed, "refusal": str(error)[:600]}
+    row: Row = {"fits": True, "seconds": seconds()}
+    if hlo:
+        hlo.parent.mkdir(parents=True, exist_ok=True)
+        hlo.write_text(compiled.as_text())
+    memory = memory_of(compiled)
+    row["memory"] = {**memory._asdict(), "total": memory.total}
+    row["work"] = work_of(compiled)._asdict()
+    row["collectives"] = [
+        {**one._asdict(), "count": count} for one, count in summed(collectives_of(compiled.as_text(), mesh))
+    ]
+    return row
+
+
+def describe(row: Row, chip: Chip | None) -> str:
+    """A paragraph about one compilation."""
+    seconds, images = row["seconds"], row["per_chip_batch"]
+    head = (
+        f"{row['program']}, {images} images a chip ({row['global_batch']} in all): lowered in "
+        f"{seconds['lower']:.0f} s, compiled in {seconds['compile']:.0f} s ({seconds['compile_cpu']:.0f} s of one core)"
+    )
+    if not row["fits"]:
+        return f"{head}; doesn't fit: {row['refusal'].splitlines()[0][:200]}"
+    memory, work = row["memory"], row["work"]
+    of = f" of {chip.memory / GIB:.0f} GiB" if chip else ""
+    lines = [
+        head,
+        f"  memory a chip: {memory['total'] / GIB:.2f}{of} "
+        f"({memory['temporaries'] / GIB:.2f} temporaries, {memory['arguments'] / GIB:.2f} state and batch)",
+        f"  work an image: {work['flops'] / images / 1e12:.3f} TFLOP, "
+        f"{work['hbm_bytes'] / images / 1e9:.1f} GB of HBM traffic ({work['bytes_accessed'] / images / 1e9:.1f} GB "
+        f"accessed, by the compiler's count)" + ("; loops counted once" if row["loops"] else ""),
+    ]
+    if chip:
+        flops, memory_s = work["flops"] / chip.bfloat16, work["hbm_bytes"] / chip.bandwidth
+        lines.append(
+            f"  least time a step: {flops * 1e3:.0f} ms for the products at the chip's bfloat16 peak; "
+            f"{memory_s * 1e3:.0f} ms for the HBM traffic"
+        )
+    for one in row["collectives"]:
+        lines.append(
+            f"  {one['count']} {one['kind']} over {one['axis'] or 'one device'}: {one['bytes'] / 2**20:.2f} MiB"
+        )
+    return "\n".join(lines if row["collectives"] else [*lines, "  no collectives"])
+
+
+def _canvas(args: Args, config: Config) -> tuple[int, int]:
+    if args.canvas:
+        height, width = args.canvas
+        return height, width
+    return max(config.data.buckets, key=lambda bucket: (bucket[0] * bucket[1], bucket[1]))

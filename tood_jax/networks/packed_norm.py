@@ -1,0 +1,87 @@
+"""GroupNorm and ReLU on a canvas of packed levels: statistics a level, gaps left at zero, and a gradient of its own.
+
+Autodiff would keep several float32 maps a layer; this keeps the layer's input alone and computes the rest again.
+
+Axes: B images · H, W the canvas's cells · L levels · F channels, in G groups.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tood_jax.geometry.packing import Packing, clear_gaps, spread_levels
+from tood_jax.networks.layers import EPSILON
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def packed_norm(
+    x: Float[Array, "b hh ww f"], scale: Float[Array, " f"], bias: Float[Array, " f"], groups: int, where: Packing
+) -> Float[Array, "b hh ww f"]:
+    """relu(GroupNorm(x)) a level, zero in the gaps, in the type of x; computed in float32.
+
+    In float32 the variance is the mean of squared differences; of a bfloat16 map, which is itself rounded to 2⁻⁹, the
+    mean of squares less the squared mean, which reads the map once less.
+    """
+    return _forward(x, scale, bias, groups, where)[0]
+
+
+def _sums(values: Float[Array, "b hh ww f"], where: Packing) -> Float[Array, "b l f"]:
+    """Sums a level: masked sums over the whole canvas share one pass over it, where sums of slices would copy them."""
+    levels = where.level_map()[..., None]
+    return jnp.stack([jnp.where(levels == i, values, 0).sum(axis=(1, 2)) for i in range(len(where.shapes))], axis=1)
+
+
+def _over_groups(sums: Float[Array, "b l f"], groups: int) -> Float[Array, "b l f"]:
+    """Each channel's sum replaced by its group's."""
+    by_group = sums.reshape(*sums.shape[:2], groups, -1)
+    return jnp.broadcast_to(by_group.sum(axis=-1, keepdims=True), by_group.shape).reshape(sums.shape)
+
+
+def _counts(channels: int, groups: int, where: Packing) -> Float[Array, "l 1"]:
+    """Numbers that a group's mean is taken of, a level."""
+    cells = [height * width for height, width in where.shapes]
+    return jnp.asarray(cells, jnp.float32)[:, None] * (channels // groups)
+
+
+def _statistics(x, groups: int, where: Packing) -> tuple[Float[Array, "b l f"], Float[Array, "b l f"]]:
+    """Mean and 1 / standard deviation of each channel's group."""
+    fast = x.dtype == jnp.bfloat16
+    x = x.astype(jnp.float32)
+    count = _counts(x.shape[-1], groups, where)
+    mean = _over_groups(_sums(x, where), groups) / count
+    if fast:
+        variance = jnp.maximum(_over_groups(_sums(x * x, where), groups) / count - mean**2, 0)
+    else:
+        difference = x - spread_levels(mean, where)
+        variance = _over_groups(_sums(difference * difference, where), groups) / count
+    return mean, jax.lax.rsqrt(variance + EPSILON)
+
+
+def _normalised(x, mean, rate, scale, bias, where: Packing) -> tuple[Array, Array]:
+    """x without mean and deviation, and what the layer makes of it."""
+    plain = (x.astype(jnp.float32) - spread_levels(mean, where)) * spread_levels(rate, where)
+    return plain, clear_gaps(jax.nn.relu(plain * scale + bias), where)
+
+
+def _forward(x, scale, bias, groups, where):
+    if x.dtype == jnp.bfloat16:
+        x = jax.lax.optimization_barrier(x)  # or XLA keeps the convolution's output in float32, twice as large
+    mean, rate = _statistics(x, groups, where)
+    return _normalised(x, mean, rate, scale, bias, where)[1].astype(x.dtype), (x, mean, rate, scale, bias)
+
+
+def _backward(groups, where, residuals, cotangent):
+    x, mean, rate, scale, bias = residuals
+    plain, out = _normalised(x, mean, rate, scale, bias, where)
+    cotangent = jnp.where(out > 0, cotangent.astype(jnp.float32), 0)
+    to_bias, to_scale = _sums(cotangent, where), _sums(cotangent * plain, where)  # a level
+    count = _counts(x.shape[-1], groups, where)
+    along_mean = spread_levels(_over_groups(scale * to_bias, groups) / count, where)
+    along_rate = spread_levels(_over_groups(scale * to_scale, groups) / count, where)
+    to_x = spread_levels(rate, where) * (cotangent * scale - along_mean - plain * along_rate)
+    return clear_gaps(to_x, where).astype(x.dtype), to_scale.sum(axis=(0, 1)), to_bias.sum(axis=(0, 1))
+
+
+packed_norm.defvjp(_forward, _backward)
