@@ -1,5 +1,7 @@
 """Deformable convolution: the golden numbers in every formulation, plain convolution as a special case, extremes."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from tests.golden_models import golden_ops
+from tood_jax.ahead_of_time.traffic import array_bytes
 from tood_jax.networks.deformable import TAPS, DeformableConv, deformable_conv
 
 CASES = {"dcn_s1_dg1": (1, 1), "dcn_s2_dg1": (2, 1), "dcn_s1_dg4": (1, 1), "dcn_s1_dg1_g4": (1, 4)}  # stride, groups
@@ -176,5 +179,13 @@ def test_a_sharded_batch_stays_where_it_is():
     split, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (["data"], []))
     placed = jax.device_put(random_arguments(0), (split, split, split, whole))
     for formulation in FORMULATIONS:
-        run = jax.jit(lambda *a, f=formulation: deformable_conv(*a, formulation=f), out_shardings=split)
-        assert "all-gather" not in run.lower(*placed).compile().as_text()
+
+        def run(*arguments, formulation=formulation):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                out, back = jax.vjp(lambda *a: deformable_conv(*a, formulation=formulation), *arguments)
+            return back(out)
+
+        compiled = jax.jit(run, out_shardings=(split, split, split, whole)).lower(*placed).compile().as_text()
+        found = re.findall(r"= (\S+) (all-[\w-]+|collective-[\w-]+)\(", compiled)
+        assert [kind for _, kind in found] == ["all-reduce"], (formulation, found)
+        assert array_bytes(found[0][0]) == [placed[3].nbytes], formulation  # the kernel's gradient

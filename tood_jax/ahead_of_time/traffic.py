@@ -99,10 +99,6 @@ def _moved(one: _Instruction, program: _Program) -> int:
 def _fusion_moves(one: _Instruction, body: list[_Instruction], program: _Program) -> int:
     """A fusion's results and operands: of an operand that it only slices, the slices; of one updated, the update."""
     by_name = {inner.name: inner for inner in body}
-    users: dict[str, list[_Instruction]] = {}
-    for inner in body:
-        for name in inner.operands:
-            users.setdefault(name, []).append(inner)
 
     def update_of(name: str) -> str | None:
         """The shape of what is written, where an instruction is a dynamic-update-slice, perhaps reshaped."""
@@ -118,18 +114,37 @@ def _fusion_moves(one: _Instruction, body: list[_Instruction], program: _Program
     for shape, name in zip(shapes, results, strict=False):
         if "S(" not in shape:
             total += sum(array_bytes(update_of(name) or shape))
-    for inner in body:
-        if inner.kind != "parameter":
-            continue
-        place = int(re.search(r"parameter\((\d+)\)", inner.line)[1])  # type: ignore[index]
-        shape, uses = program.shapes.get(one.operands[place], ""), users.get(inner.name, [])
-        if "S(" in shape:
-            continue
-        if uses and all(use.operands[0] == inner.name and use.kind in _TAKE for use in uses):
-            total += min(sum(array_bytes(shape)), sum(sum(array_bytes(use.shape)) for use in uses))
-        elif not (uses and all(use.operands[0] == inner.name and use.kind == "dynamic-update-slice" for use in uses)):
-            total += sum(array_bytes(shape))
+    for place, operand in enumerate(one.operands):
+        shape = program.shapes.get(operand, "")
+        if "S(" not in shape:
+            total += _taken(place, shape, body, program)
     return total
+
+
+def _taken(place: int, shape: str, body: list[_Instruction], program: _Program) -> int:
+    """Bytes that a fusion's body reads of its operand at this place: the slices, if it does nothing else with it."""
+    whole = sum(array_bytes(shape))
+    parameter = next((inner for inner in body if f"parameter({place})" in inner.line), None)
+    if parameter is None:
+        return whole
+
+    def by(name: str) -> int:
+        total = 0
+        for use in body:
+            if name not in use.operands:
+                continue
+            first = use.operands[0] == name
+            if use.kind in _TAKE and first:
+                total += sum(array_bytes(use.shape))
+            elif use.kind == "bitcast":
+                total += by(use.name)
+            elif use.kind == "fusion":
+                total += _taken(use.operands.index(name), shape, _body(use, program), program)
+            elif not (use.kind == "dynamic-update-slice" and first):
+                total += whole
+        return total
+
+    return min(whole, by(parameter.name))
 
 
 def _body(fusion: _Instruction, program: _Program) -> list[_Instruction]:

@@ -25,7 +25,8 @@ from tood_jax.ahead_of_time.search import DoesNotFit, largest_batch, read_out_of
 from tood_jax.cli.common import said_in_one_sentence
 from tood_jax.cli.options import parse
 from tood_jax.config import Config, to_dict
-from tood_jax.training.sharding import DATA, SPACE, make_mesh
+from tood_jax.mesh import DATA, SPACE
+from tood_jax.training.sharding import make_mesh
 
 PROG = "compile_for.py"
 GIB = 2**30

@@ -4,7 +4,6 @@ Axes: B images · N predictions of all levels · M padded objects · C classes. 
 name says strides. Sums run over the whole (global) batch: on a mesh a sum over a sharded array is already global.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from tood_jax.detectors.targets import Priors, assign, batch_priors
 from tood_jax.geometry.boxes import aligned_iou, centerness
 from tood_jax.losses.classification import focal_loss, quality_focal_loss
 from tood_jax.losses.regression import distribution_focal_loss, giou_loss, smooth_l1_loss
+from tood_jax.mesh import image_by_image
 from tood_jax.types import Assignment, Batch, Predictions
 
 
@@ -51,13 +51,7 @@ class Targets(NamedTuple):
     iou: Float[Array, "b n"]  # of the predicted box
 
 
-def detection_losses(
-    pred: Predictions,
-    batch: Batch,
-    aligned: Any,
-    config: Config,
-    by_image: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
-) -> Losses:
+def detection_losses(pred: Predictions, batch: Batch, aligned: Any, config: Config) -> Losses:
     """Losses of a batch, composed as `config.loss` says.
 
     For TOOD (paper section 3.2.2; equations 8 and 9): classification is the quality focal loss towards t̂ (warm-up:
@@ -67,7 +61,6 @@ def detection_losses(
     Args:
         pred: of the batch's canvas.
         aligned: bool, may be traced; for the task_aligned assigner only: False in the ATSS warm-up, True after it.
-        by_image: spreads the assignment, which treats every image by itself, over devices.
     """
     priors = batch_priors(batch, config)
 
@@ -75,7 +68,7 @@ def detection_losses(
         return assign(pred, batch, batch_priors(batch, config), aligned[0], config)
 
     switch = jnp.broadcast_to(jnp.asarray(aligned), len(batch.images))
-    assignment = by_image(assign_images)(lax.stop_gradient(pred), batch, switch)
+    assignment = image_by_image(assign_images)(lax.stop_gradient(pred), batch, switch)
     targets = _targets(pred, batch, priors, assignment)
     loss, warms_up = config.loss, config.learning.assigner == "task_aligned"
 

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, use_abstract_mesh
 
 from tood_jax.config import Config
 from tood_jax.detectors.detector import Detector, detections, normalize_images
-from tood_jax.training.sharding import batch_shardings, image_by_image, over_batch, put_batch, replicated
+from tood_jax.mesh import image_by_image
+from tood_jax.training.sharding import batch_shardings, over_batch, put_batch, replicated
 from tood_jax.training.state import Tree
 from tood_jax.types import Array, Batch, Detections
 
@@ -34,10 +35,11 @@ def compile_detect_step(model: Detector, config: Config, mesh: Mesh) -> Any:
 
     def step(params, batch_stats, batch):
         images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
-        pred: Any = model.apply({"params": params, "batch_stats": batch_stats}, images)
-        pred = lax.with_sharding_constraint(pred, over_batch(mesh))  # NMS looks at whole images
-        detect = image_by_image(lambda pred, batch: detections(pred, batch, config), mesh)
-        return detect(pred, batch), batch.image_indices
+        with use_abstract_mesh(mesh.abstract_mesh):
+            pred: Any = model.apply({"params": params, "batch_stats": batch_stats}, images)
+            pred = lax.with_sharding_constraint(pred, over_batch(mesh))  # NMS looks at whole images
+            detect = image_by_image(lambda pred, batch: detections(pred, batch, config))
+            return detect(pred, batch), batch.image_indices
 
     everywhere = replicated(mesh)
     return jax.jit(

@@ -1,8 +1,7 @@
 """Modulated deformable convolution, DCNv2 (Zhu et al. 2019): exact, with gradients of its own, on CPU, GPU and TPU.
 
-It goes tap by tap: sample what the tap sees, multiply, add. So nine times the map, the columns of a textbook
-implementation, never lie in memory, neither forward nor backward (which samples again). docs/deformable.md counts
-bytes and operations and compares the formulations.
+There are two formulations of equal numbers: tap by tap with gathers (deformable_gather.py) and output row by output row
+with matrix products (deformable_products.py). docs/deformable.md counts bytes and operations and compares them.
 
 Axes: B images · H, W the input's cells · h, w the output's cells · C input channels · G deformable groups, each of c =
 C/G channels · T = 9 taps of the 3×3 kernel, row by row · O output channels · 4 corners of a place: top left, top right,
@@ -19,10 +18,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from tood_jax.networks.deformable_sampling import SIZE, places_of, ring, sample_by_gather, sampler
+from tood_jax.mesh import image_by_image
+from tood_jax.networks import deformable_gather, deformable_products
+from tood_jax.networks.deformable_gather import ring, sample, tap_places
+from tood_jax.networks.deformable_places import SIZE, TAPS
 from tood_jax.networks.layers import Dtype, conv
 
-TAPS = SIZE * SIZE
 Formulation = Literal["gather", "products", "columns"]
 
 
@@ -46,103 +47,66 @@ def deformable_conv(
         stride: of the output's cells in the input.
         groups: of the kernel, as in any grouped convolution.
         formulation: how to sample: "gather" (the default but on TPU), "products" (the default where the program is
-            compiled for a TPU, whose gathers are slow: one-hot products whose number grows with the vertical reach of
-            the offsets), or "columns", the textbook's way with JAX's own gradient and nine times the memory. All give
-            the same numbers.
+            compiled for a TPU, whose gathers are slow: one product an output row with six rows of the map, and more
+            where the offsets reach farther), or "columns", the textbook's way with JAX's own gradient and nine times
+            the memory. All give the same numbers.
 
     Gradients to all four arrays are exact; at integer places the one-sided derivative towards the higher cell. They are
     reverse-mode only, but for "columns".
     """
     if formulation == "columns":
         return _convolve_columns(x, offsets, mask, kernel, stride, groups)
-    return _convolve(x, offsets, mask, kernel, stride, groups, formulation)
 
+    def convolve(*arrays):  # the rows that the offsets reach differ from device to device
+        return _convolve(*arrays, stride, groups, formulation)
 
-def multiply(seen: Float[Array, "b h w c"], kernel: Float[Array, "i o"], groups: int) -> Float[Array, "b h w o"]:
-    """One tap's samples times its part of the kernel, group by group of the kernel, in float32."""
-    if groups == 1:
-        return jnp.einsum("bhwc,co->bhwo", seen, kernel, preferred_element_type=jnp.float32)
-    seen, kernel = seen.reshape(*seen.shape[:3], groups, -1), kernel.reshape(len(kernel), groups, -1)
-    out = jnp.einsum("bhwgi,igo->bhwgo", seen, kernel, preferred_element_type=jnp.float32)
-    return out.reshape(*out.shape[:3], -1)
-
-
-def _by_tap(x, offsets, mask, kernel):
-    """x by deformable group, and what differs from tap to tap, the tap in front."""
-    kernels = kernel.reshape(TAPS, *kernel.shape[2:])
-    taps = jnp.arange(TAPS), jnp.moveaxis(offsets, 4, 0), jnp.moveaxis(mask, 4, 0), kernels
-    return x.reshape(*x.shape[:3], offsets.shape[3], -1), taps
-
-
-def _by_platform(function: Callable, *arrays: Any) -> Any:
-    """`function(*arrays, formulation=…)`, as it suits the platform that is compiled for, not the one at hand."""
-    ways = {"tpu": "products", "default": "gather"}
-    return lax.platform_dependent(*arrays, **{key: partial(function, formulation=way) for key, way in ways.items()})
+    return image_by_image(convolve, whole=1, keep_space=True)(x, offsets, mask, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _convolve(x, offsets, mask, kernel, stride, groups, formulation):
-    if formulation is None:
-        return _by_platform(partial(_convolve, stride=stride, groups=groups), x, offsets, mask, kernel)
-    by_group, taps = _by_tap(x, offsets, mask, kernel)
-    sampling = sampler(formulation, *x.shape[1:3])
-    prepared = sampling.prepare(by_group)
-
-    def add_tap(total, tap):
-        tap, offsets, mask, kernel = tap
-        seen = sampling.sample(prepared, places_of(offsets, mask, tap, stride, *x.shape[1:3]))
-        return total + multiply(seen.reshape(*seen.shape[:3], -1), kernel, groups), None
-
-    start = jnp.zeros((*offsets.shape[:3], kernel.shape[-1]), jnp.float32)
-    return lax.scan(add_tap, start, taps)[0].astype(x.dtype)
+    return _as_formulated("convolve", formulation, stride, groups)(x, offsets, mask, kernel)
 
 
-def _convolve_forward(x, offsets, mask, kernel, stride, groups, formulation):
+def _forward(x, offsets, mask, kernel, stride, groups, formulation):
     return _convolve(x, offsets, mask, kernel, stride, groups, formulation), (x, offsets, mask, kernel)
 
 
-def _convolve_backward(stride, groups, formulation, arguments, cotangent):
-    if formulation is None:
-        return _by_platform(partial(_pull_back, stride, groups), arguments, cotangent)
-    return _pull_back(stride, groups, arguments, cotangent, formulation)
+def _backward(stride, groups, formulation, arguments, cotangent):
+    pull_back = _as_formulated("pull_back", formulation, stride, groups)
+    return pull_back(*arguments, cotangent.astype(jnp.float32))
 
 
-def _pull_back(stride, groups, arguments, cotangent, formulation):
-    x, offsets, mask, kernel = arguments
-    by_group, taps = _by_tap(x, offsets, mask, kernel)
-    sampling = sampler(formulation, *x.shape[1:3])
-    prepared = sampling.prepare(by_group)
-
-    def pull_tap(to_x, tap):
-        tap, offsets, mask, kernel = tap
-        places = places_of(offsets, mask, tap, stride, *x.shape[1:3])
-        seen = sampling.sample(prepared, places)
-        _, back = jax.vjp(lambda seen, kernel: multiply(seen.reshape(looks), kernel, groups), seen, kernel)
-        to_seen, to_kernel = back(cotangent)
-        to_x, dots = sampling.pull(prepared, to_x, places, to_seen)
-        top_left, top_right, bottom_left, bottom_right = dots = jnp.where(places.inside, dots, 0)
-        to_mask = (places.corner_weights() * dots).sum(0)
-        to_row = (bottom_left - top_left) * (1 - places.right) + (bottom_right - top_right) * places.right
-        to_column = (top_right - top_left) * (1 - places.down) + (bottom_right - bottom_left) * places.down
-        to_offsets = jnp.stack([to_row, to_column], axis=-1) * places.mask[..., None]
-        return to_x, (to_offsets, to_mask, to_kernel)
-
-    cotangent = cotangent.astype(jnp.float32)
-    looks = (*offsets.shape[:3], x.shape[-1])
-    to_x, (to_offsets, to_mask, to_kernel) = lax.scan(pull_tap, jnp.zeros(prepared.shape, jnp.float32), taps)
-    to_offsets, to_mask = jnp.moveaxis(to_offsets, 0, 4), jnp.moveaxis(to_mask, 0, 4)
-    return sampling.restore(to_x).reshape(x.shape).astype(x.dtype), to_offsets, to_mask, to_kernel.reshape(kernel.shape)
+_convolve.defvjp(_forward, _backward)
 
 
-_convolve.defvjp(_convolve_forward, _convolve_backward)
+def _as_formulated(name: str, formulation: Formulation | None, stride: int, groups: int) -> Callable[..., Any]:
+    """A function of one formulation, or of that which suits the platform that is compiled for, not the one at hand."""
+
+    def of(module):
+        def run(x, offsets, mask, kernel, *cotangent):
+            by_group = x.reshape(*x.shape[:3], offsets.shape[3], -1)
+            by_tap = kernel.reshape(TAPS, *kernel.shape[2:])
+            found = getattr(module, name)(by_group, offsets, mask, by_tap, *cotangent, stride=stride, groups=groups)
+            if not cotangent:
+                return found.astype(x.dtype)
+            to_x, to_offsets, to_mask, to_kernel = found
+            to_x, to_kernel = to_x.reshape(x.shape), to_kernel.reshape(kernel.shape)
+            return to_x.astype(x.dtype), to_offsets, to_mask, to_kernel.astype(kernel.dtype)
+
+        return run
+
+    if formulation is not None:
+        return of({"gather": deformable_gather, "products": deformable_products}[formulation])
+    return partial(lax.platform_dependent, tpu=of(deformable_products), default=of(deformable_gather))
 
 
 def _convolve_columns(x, offsets, mask, kernel, stride, groups):
-    by_group, (_, offsets, mask, kernel) = _by_tap(x, offsets, mask, kernel)
-    places = (places_of(offsets[tap], mask[tap], tap, stride, *x.shape[1:3]) for tap in range(TAPS))
-    columns = jnp.stack([sample_by_gather(ring(by_group), place, x.shape[2]) for place in places])  # [T, B, h, w, G, c]
+    ringed = ring(x.reshape(*x.shape[:3], offsets.shape[3], -1))
+    places = (tap_places(tap, offsets[..., tap, :], mask[..., tap], stride, *x.shape[1:3]) for tap in range(TAPS))
+    columns = jnp.stack([sample(ringed, place, x.shape[2]) for place in places])  # [T, B, h, w, G, c]
     columns = columns.reshape(*columns.shape[:4], groups, -1)
-    kernel = kernel.reshape(*kernel.shape[:2], groups, -1)
+    kernel = kernel.reshape(TAPS, kernel.shape[2], groups, -1)
     out = jnp.einsum("tbhwgi,tigo->bhwgo", columns, kernel, preferred_element_type=jnp.float32)
     return out.reshape(*out.shape[:3], -1).astype(x.dtype)
 

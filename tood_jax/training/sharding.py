@@ -8,7 +8,7 @@ XLA's partitioner was seen to give wrong gradients of kernels under a right loss
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tood_jax.config import ConfigError
+from tood_jax.mesh import DATA, SPACE
 from tood_jax.types import Batch
 
-DATA, SPACE = "data", "space"
 _COARSEST_STRIDE = 128  # of P7
 _WORTH_SPLITTING = 2**12  # elements; smaller parameters stay whole on every device
 
@@ -58,16 +58,6 @@ def batch_shardings(mesh: Mesh) -> Batch:
     """A sharding for each field of a batch: images over both axes, the rest over `data`."""
     rows = over_batch(mesh)
     return Batch(*[rows] * len(Batch._fields))._replace(images=NamedSharding(mesh, PartitionSpec(DATA, SPACE)))
-
-
-def image_by_image(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """A function of arrays with B in front, to be run on each device for its own images alone.
-
-    For functions that treat every image by itself, such as assignment and NMS: XLA's partitioner has no rule for top-k
-    on CPUs and GPUs and would gather the whole batch for it.
-    """
-    rows = PartitionSpec(DATA)
-    return jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
 
 def state_shardings(shapes, mesh: Mesh, split: bool):

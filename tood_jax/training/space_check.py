@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from tood_jax.config import Config, ConfigError
 from tood_jax.detectors.detector import Detector
-from tood_jax.training.sharding import DATA, SPACE, batch_shardings, check_canvases, over_batch, put_whole, replicated
+from tood_jax.mesh import DATA, SPACE
+from tood_jax.training.sharding import batch_shardings, check_canvases, over_batch, put_whole, replicated
 from tood_jax.training.state import init_variables
 from tood_jax.training.step import batch_losses
 from tood_jax.types import Batch

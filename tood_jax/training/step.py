@@ -1,18 +1,17 @@
 """One step of training, a pure function to be jitted."""
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, use_abstract_mesh
 
 from tood_jax.config import Config
 from tood_jax.detectors.detector import Detector, normalize_images
 from tood_jax.detectors.losses import Losses, detection_losses, loss_parts
-from tood_jax.training.sharding import batch_shardings, image_by_image, over_batch, replicated, state_shardings
+from tood_jax.training.sharding import batch_shardings, over_batch, replicated, state_shardings
 from tood_jax.training.state import TrainState, Tree, state_shapes
 from tood_jax.types import Batch
 
@@ -30,9 +29,10 @@ def batch_losses(model: Detector, config: Config, mesh: Mesh, params: Tree, batc
     """(total loss, (losses by part and level, batch statistics after it)) of a batch."""
     images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
     variables = {"params": params, "batch_stats": batch_stats}
-    pred, updated = model.apply(variables, images, True, mutable=["batch_stats"])
-    pred = lax.with_sharding_constraint(pred, over_batch(mesh))  # assignment looks at whole images
-    losses = detection_losses(pred, batch, aligned, config, partial(image_by_image, mesh=mesh))
+    with use_abstract_mesh(mesh.abstract_mesh):
+        pred, updated = model.apply(variables, images, True, mutable=["batch_stats"])
+        pred = lax.with_sharding_constraint(pred, over_batch(mesh))  # assignment looks at whole images
+        losses = detection_losses(pred, batch, aligned, config)
     return losses.total, (losses, updated.get("batch_stats", batch_stats))
 
 
