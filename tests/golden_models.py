@@ -64,8 +64,8 @@ class ReluAccident(NamedTuple):
 
 
 RELU_ACCIDENTS = {
-    R50: ReluAccident("tal", ("head", "inter_5_norm"), 1, (0, 7, 3), 123, -1.4e-5),
-    FCOS: ReluAccident("atss", ("head", "reg_tower", "conv_2_norm"), 0, (0, 10, 11), 91, 1e-6),
+    R50: ReluAccident("tal", ("head", "inter_5_norm"), 1, (0, 7, 3), 123, -2.5e-5),
+    FCOS: ReluAccident("atss", ("head", "reg_tower", "conv_2_norm"), 0, (0, 10, 11), 91, 4e-6),
 }
 
 

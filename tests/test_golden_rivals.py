@@ -17,7 +17,7 @@ PART_NAMES = {"cls": "loss_cls", "box": "loss_bbox", "quality": "loss_centerness
 
 
 @pytest.fixture(scope="module", params=RIVALS)
-def golden(request):
+def golden(request, optimized):
     model = GoldenModel(request.param)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == GFL:  # its golden numbers were made with the bins' distances drawn at random, too

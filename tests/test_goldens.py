@@ -30,7 +30,7 @@ _GOLDENS = [pytest.param(name, marks=pytest.mark.slow if name in _SLOW else ()) 
 
 
 @pytest.fixture(scope="module", params=_GOLDENS)
-def golden(request):
+def golden(request, optimized):
     model = GoldenModel(request.param)
     yield model
     found = ", ".join(f"{what} {deviation:.1e}" for what, deviation in model.deviations.items())

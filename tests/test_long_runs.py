@@ -74,6 +74,7 @@ def test_what_a_supervisor_does_with_a_status(tmp_path, status, starts):
     assert done.returncode == (0 if starts == 3 else status)
 
 
+@pytest.mark.slow
 def test_slurm_signals_the_data_workers_too(data, tmp_path):
     """SIGUSR1 and then SIGTERM to every process of the job: the workers stay till the loop has its last batch."""
     run = start(data, tmp_path / "run", data_fields={"workers": 1}, epochs=200, eval_every_epochs=0)

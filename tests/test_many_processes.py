@@ -120,6 +120,7 @@ def two(data, tmp_path_factory):
     return workdir, train(data, workdir, processes=2)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(one, two):
     workdir, said = two
     assert_equal_runs(workdir, one)

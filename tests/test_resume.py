@@ -42,6 +42,7 @@ def test_kill_9_at_a_random_moment(data, unbroken, tmp_path):
     assert_equal_runs(tmp_path / "run", unbroken)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(data, unbroken, tmp_path):
     process = start(data, tmp_path / "run", checkpoint_every_steps=1000)
     wait_for_step(tmp_path / "run", 2, process)

@@ -46,8 +46,10 @@ def picture(seed, objects=M):
 
 
 def assert_equal(a, b):
+    """The same objects, and the same numbers but for the last bits: another shape is another program."""
+    np.testing.assert_array_equal(a.gt_index, b.gt_index)
     for name, left, right in zip(a._fields, a, b, strict=True):
-        np.testing.assert_array_equal(left, right, err_msg=name)
+        np.testing.assert_allclose(left, right, rtol=2e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(("topk", "alpha", "beta"), [(13, 1, 6), (9, 0.5, 2), (5, 1, 6)])

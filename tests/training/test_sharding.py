@@ -81,7 +81,9 @@ def one(tmp_path_factory):
     return Run(tmp_path_factory.mktemp("one"), 1)
 
 
-@pytest.mark.parametrize(("space", "split"), [(1, True), (2, False), (4, True)])
+@pytest.mark.parametrize(("space", "split"), [
+    pytest.param(1, True, marks=pytest.mark.slow), (2, False), pytest.param(4, True, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_mesh_equals_one_device(one, tmp_path, space, split):
     """(8), (4×2) and (2×4), with the state whole or split: BatchNorm, GroupNorm, pooling, sampling, assignment, NMS."""
     run = Run(tmp_path, 8, space, split, one.weights)

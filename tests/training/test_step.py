@@ -86,6 +86,7 @@ def test_average_follows_the_weights(one):
     assert state.eval_params is state.ema
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(one, tmp_path):
     """BatchNorm, assignment and normalisers are global: the same trajectory to 1e-5 in both phases."""
     batch = random_batch(8)
@@ -98,6 +99,7 @@ def test_eight_devices_equal_one(one, tmp_path):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_averages_its_parts(one, tmp_path):
     """Two equal halves: their average is the gradient of either, so the update equals that of one half."""
     half = random_batch(4)
@@ -143,6 +145,7 @@ def test_an_uneven_batch_is_refused_in_words(tmp_path):
         put_batch(random_batch(6), make_mesh(jax.devices()))
 
 
+@pytest.mark.slow
 def test_a_step_behind_a_bad_one_changes_nothing(one):
     """`go`, the `finite` of the step before, decides on the device; with 1 the step is the same to the bit."""
     chained = compile_train_step(one.model, one.config, one.optimizer, one.schedule, 2, one.mesh, chained=True)

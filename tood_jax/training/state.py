@@ -1,5 +1,6 @@
 """What training carries from step to step."""
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -41,10 +42,20 @@ def init_variables(model: Detector, seed: int) -> tuple[Tree, Tree]:
 def init_state(model: Detector, optimizer: optax.GradientTransformation, *, seed: int, keep_ema: bool) -> TrainState:
     """The state before the first step."""
     params, batch_stats = init_variables(model, seed)
+    return _begin(params, batch_stats, optimizer, keep_ema)
+
+
+def _begin(params: Tree, batch_stats: Tree, optimizer: optax.GradientTransformation, keep_ema: bool) -> TrainState:
     ema = jax.tree.map(jnp.copy, params) if keep_ema else {}
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema)
 
 
 def state_shapes(model: Detector, optimizer: optax.GradientTransformation, *, keep_ema: bool) -> TrainState:
     """Shapes and dtypes of `init_state`, without computing anything."""
-    return jax.eval_shape(lambda: init_state(model, optimizer, seed=0, keep_ema=keep_ema))
+    params, batch_stats = _variable_shapes(model)
+    return jax.eval_shape(lambda params, stats: _begin(params, stats, optimizer, keep_ema), params, batch_stats)
+
+
+@cache  # a start asks several times, and tracing a model takes seconds
+def _variable_shapes(model: Detector) -> tuple[Tree, Tree]:
+    return jax.eval_shape(lambda: init_variables(model, seed=0))
