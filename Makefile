@@ -25,11 +25,11 @@ test: env  ## the tests (under 15 minutes on two cores)
 	@$(PY) -m pytest -m "not slow and not torch"
 
 test-slow: env  ## the long checks
-	@$(PY) -m pytest -m "slow and not torch"
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m "slow and not torch"
 
 test-torch: env  ## the checks that need PyTorch (its CPU build is installed into .venv, once)
 	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install --quiet --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
-	@$(PY) -m pytest -m torch
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m torch
 
 lint: env  ## ruff
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -6,9 +6,10 @@
 The plain convolution is the floor: it does the same products on the same map, without looking where to. With
 `--topology` the programs are compiled for that TPU and not run: the report holds the compiler's figures, and no times.
 
-XLA counts the body of a loop once. "gather" and "products" loop over the nine taps, so their FLOP and bytes are the
-count times nine, and an inner loop (a scatter's, or the rows that "products" touches) still counts once: lower bounds
-of what runs, to be read beside the times.
+XLA counts the body of a loop once. "gather" loops over the nine taps and "products" over images and output rows, so
+their FLOP, bytes and estimated times are the count times the rounds; an inner loop (a scatter's, or the further windows
+of rows that "products" looks at where offsets reach far) still counts once: lower bounds of what runs, to be read
+beside the times. "HBM MB", for TPUs, is our own count of the compiled text (tood_jax/ahead_of_time/traffic.py).
 
 "Gradient" is the backward pass alone, for all four arguments. Axes: as in tood_jax/networks/deformable.py.
 """
@@ -40,6 +41,7 @@ from benchmarks.common import (
     print_table,
     read_options,
 )
+from tood_jax.ahead_of_time.traffic import hbm_bytes
 from tood_jax.networks.deformable import TAPS, Formulation, deformable_conv
 
 NAME = "deformable"
@@ -165,9 +167,10 @@ def abstract_arrays(args: Args) -> tuple[jax.ShapeDtypeStruct, ...]:
     return tuple(jax.ShapeDtypeStruct(shape, dtype, sharding=there) for shape, dtype in shapes(args).values())
 
 
-def rounds_of(name: str) -> int:
-    """Of the outer loop, over the taps, whose body XLA counts once."""
-    return TAPS if name in ("gather", "products") else 1
+def rounds_of(name: str, args: Args) -> int:
+    """Of the outer loops, whose body XLA counts once."""
+    rows = args.batch * shapes(args)["cotangent"][0][1]
+    return {"gather": TAPS, "products": rows}.get(name, 1)
 
 
 def compilers_figures(program: Program, rounds: int) -> Row:
@@ -198,7 +201,9 @@ def main(argv: Sequence[str] | None = None) -> Report:
     for name, function in functions(args).items():
         for way, run in passes(function, plain=name == PLAIN).items():
             program = compile_program(jax.jit(run), *arrays)
-            figures = compilers_figures(program, rounds_of(name))
+            figures = compilers_figures(program, rounds_of(name, args))
+            if args.topology:
+                figures["hbm_bytes"] = hbm_bytes(program.run.as_text())  # type: ignore[attr-defined]
             rows.append({"formulation": name, "pass": way, **least(args, name, way), **figures})
             runs[f"{name}, {way}"] = functools.partial(program.run, *arrays)
     if not args.topology:
@@ -236,7 +241,7 @@ def show(args: Args, rows: Sequence[Row]) -> None:
         counts = [row["least_bytes"] / 1e6, 2 * row["multiply_adds"] / 1e9]
         flops, accessed = row["xla_flops"], row["xla_bytes_accessed"]
         xla = [flops and flops / 1e9, accessed and accessed / 1e6, mebi(memory and memory["temporaries"])]
-        return [*head, *times, *counts, *xla]
+        return [*head, *times, *counts, *([] if timed else [row["hbm_bytes"] / 1e6]), *xla]
 
     rated = ["ms: median (min–max)", "/ plain", "GB/s", "GFLOP/s"]
     estimated = ["compiler's ms", "/ plain", "not estimated"]
@@ -246,7 +251,8 @@ def show(args: Args, rows: Sequence[Row]) -> None:
         + (f"compiled for {args.topology}, not run" if args.topology else jax.default_backend()),
         [
             *("formulation", "pass", *(rated if timed else estimated)),
-            *("least MB", "least GFLOP", "XLA's GFLOP", "XLA's MB", "temporary MiB"),
+            *("least MB", "least GFLOP", *([] if timed else ["HBM MB"])),
+            *("XLA's GFLOP", "XLA's MB", "temporary MiB"),
         ],
         [line(row) for row in rows],
     )
