@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "tood_jax"
 
 FLOORS = [  # from the ground up; rooms on one floor don't import each other
-    {"types", "typed"},
+    {"types", "typed", "mesh"},
     {"config"},
     {"config_rules"},
     {"geometry"},

@@ -44,7 +44,7 @@ OBJECTS = [
 # the order of summation. (interactive convolution, level, image, channel, row, column), and what off the channel's bias
 # brings it to the side where mmdetection had it.
 RELU_NUDGES = {
-    "tood_r50_fpn_1x_coco": ((5, 1, 0, 123, 7, 3), -1.4e-5),
+    "tood_r50_fpn_1x_coco": ((5, 1, 0, 123, 7, 3), -2.5e-5),
     "tood_x101-64x4d_fpn_ms-2x_coco": ((1, 0, 0, 244, 5, 14), 1.2e-5),
 }
 NO_OBJECTS = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
@@ -146,8 +146,8 @@ def test_a_relu_is_at_zero_where_it_is_nudged(golden):
         block = model.bbox_head.inter_convs[layer]
         before = block.gn(block.conv(x))
     value = float(before[tuple(place)])
-    assert abs(value) < 1e-5
-    assert value * (value + nudge) < 0
+    assert abs(value) < 1e-5  # on which side of 0 depends on the processor
+    assert nudge * (value + nudge) > 0
     assert before.abs().max() > 3
 
 
