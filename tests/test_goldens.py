@@ -143,9 +143,9 @@ def test_atss_has_a_tie_where_it_is_nudged():
         assert ninth < tenth
 
 
-@pytest.mark.parametrize("golden", [R50, FCOS], indirect=True)
+@pytest.mark.parametrize("golden", [R50, FCOS, pytest.param(X101, marks=pytest.mark.slow)], indirect=True)
 def test_a_relu_is_at_zero_where_it_is_nudged(golden):
     accident = RELU_ACCIDENTS[golden.name]
     before = golden.forward[3][accident.level]
     assert abs(before[(*accident.cell, accident.channel)]) < 2e-5
-    assert np.abs(before).max() > 4
+    assert np.abs(before).max() > 3
