@@ -16,7 +16,11 @@ from tood_jax.geometry.pyramid import pyramid
 PART_NAMES = {"cls": "loss_cls", "box": "loss_bbox", "quality": "loss_centerness", "distribution": "loss_dfl"}
 
 
-@pytest.fixture(scope="module", params=RIVALS)
+_ATSS = "atss_r50_fpn_1x_coco"  # stays with the quick tests; CI runs all five
+_GOLDENS = [pytest.param(name, marks=() if name == _ATSS else pytest.mark.slow) for name in RIVALS]
+
+
+@pytest.fixture(scope="module", params=_GOLDENS)
 def golden(request, optimized):
     model = GoldenModel(request.param)
     with pytest.MonkeyPatch.context() as patch:
@@ -100,7 +104,7 @@ def test_gradients(golden):
 
 
 @pytest.mark.parametrize(
-    "golden", [name for name in RIVALS if not name.startswith(("fovea", "retinanet"))], indirect=True
+    "golden", [one for one in _GOLDENS if not one.values[0].startswith(("fovea", "retinanet"))], indirect=True
 )
 def test_trajectory(golden):
     """Ten SGD steps, all loss parts: the first three to 1e-3, the tenth to 5 % (the other two diverge at this rate)."""
