@@ -46,8 +46,8 @@ def start(data, workdir, learning_rate=0.02, data_fields=None, **train):
     )
 
 
-def finish(process, status=0):
-    output = process.communicate(timeout=300)[0]
+def finish(process, status=0, timeout=300):
+    output = process.communicate(timeout=timeout)[0]
     assert process.returncode == status, output
     return output
 

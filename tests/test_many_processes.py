@@ -1,6 +1,7 @@
 """Two processes, started by the launcher, equal one: train.py and eval.py on CPU devices that talk by gloo."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -8,21 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import psutil
 import pytest
 
+from tests import runs
+from tests.runs import ROOT, rows
 from tests.tiny import tiny_config
 from tood_jax.config import DetectConfig, ParallelConfig, save_config
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
 from tood_jax.training.checkpoints import open_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
+finish = functools.partial(runs.finish, timeout=900)  # two processes on two cores take their time
 QUICK = "--xla_backend_optimization_level=0"  # compiles twice as fast
-NOT_COMPARED = ("time", "speed")  # of a line of metrics.jsonl: they tell of the machine, not of the run
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +62,9 @@ def start(words, processes=1, devices=2, logs=None):
     )
 
 
-def finish(process, status=0):
-    output = process.communicate(timeout=900)[0]
-    assert process.returncode == status, output
-    return output
-
-
 def train(data, workdir, processes=1, devices=2, **config):
     words = ["train.py", "--config", write_config(data, workdir, **config)]
     return finish(start(words, processes, devices, workdir.with_suffix(".logs")))
-
-
-def rows(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in NOT_COMPARED} for line in lines]
 
 
 def final_state(workdir):

@@ -7,15 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
+from tests.assigners import pictures
+from tests.assigners.pictures import CELLS, OBJECTS, SEEDS, M, N, overlap
 from tood_jax.assigners.ota import assign_ota, assign_ota_batch, sinkhorn
-from tood_jax.geometry.pyramid import pyramid
 
-CELLS = pyramid(64, 64)
-N, M, C = len(CELLS.points), 6, 3
-OBJECTS = ("gt_boxes", "gt_labels", "gt_mask")
-SEEDS = st.integers(0, 2**32 - 1)
+# Scores of 0 and 1 cost so much that rounding decides; `test_extreme_scores_boxes_and_crowds` has them.
+picture = functools.partial(pictures.picture, scores=(0.02, 0.98))
 
 
 @functools.cache
@@ -25,32 +23,6 @@ def program(**options):
 
 def assign(one, **options):
     return jax.device_get(program(**options)(**one))
-
-
-def picture(seed, objects=M):
-    """Noisy predictions, and objects of all sizes, as arguments of `assign_ota`."""
-    rng = np.random.default_rng(seed)
-    corner = rng.uniform(-4, 50, (objects, 2))
-    gt_boxes = np.concatenate([corner, corner + rng.uniform(2, 60, (objects, 2))], axis=1)
-    half = rng.uniform(0.5, 4, (N, 2)) * CELLS.strides[:, None]
-    boxes = np.concatenate([CELLS.points - half, CELLS.points + half], axis=1)
-    return {
-        "scores": rng.uniform(0.02, 0.98, (N, C)).astype(np.float32),
-        "boxes": boxes.astype(np.float32),
-        "points": CELLS.points,
-        "strides": CELLS.strides,
-        "valid": rng.random(N) < 0.8,
-        "gt_boxes": gt_boxes.astype(np.float32),
-        "gt_labels": rng.integers(0, C, objects).astype(np.int32),
-        "gt_mask": rng.random(objects) < 0.8,
-    }
-
-
-def overlap(a, b):
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    both = max(width, 0) * max(height, 0)
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
 def focal(scores, label):

@@ -54,6 +54,8 @@ def deformable_conv(
     Gradients to all four arrays are exact; at integer places the one-sided derivative towards the higher cell. They are
     reverse-mode only, but for "columns".
     """
+    x = x.reshape(*x.shape[:3], offsets.shape[3], -1)
+    kernel = kernel.reshape(TAPS, *kernel.shape[2:])
     if formulation == "columns":
         return _convolve_columns(x, offsets, mask, kernel, stride, groups)
 
@@ -65,7 +67,9 @@ def deformable_conv(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _convolve(x, offsets, mask, kernel, stride, groups, formulation):
-    return _as_formulated("convolve", formulation, stride, groups)(x, offsets, mask, kernel)
+    """Of x by deformable group and the kernel by tap."""
+    run = _formulated(formulation, deformable_gather.convolve, deformable_products.convolve, stride, groups)
+    return run(x, offsets, mask, kernel)
 
 
 def _forward(x, offsets, mask, kernel, stride, groups, formulation):
@@ -73,40 +77,27 @@ def _forward(x, offsets, mask, kernel, stride, groups, formulation):
 
 
 def _backward(stride, groups, formulation, arguments, cotangent):
-    pull_back = _as_formulated("pull_back", formulation, stride, groups)
-    return pull_back(*arguments, cotangent.astype(jnp.float32))
+    run = _formulated(formulation, deformable_gather.pull_back, deformable_products.pull_back, stride, groups)
+    return run(*arguments, cotangent.astype(jnp.float32))
 
 
 _convolve.defvjp(_forward, _backward)
 
 
-def _as_formulated(name: str, formulation: Formulation | None, stride: int, groups: int) -> Callable[..., Any]:
-    """A function of one formulation, or of that which suits the platform that is compiled for, not the one at hand."""
-
-    def of(module):
-        def run(x, offsets, mask, kernel, *cotangent):
-            by_group = x.reshape(*x.shape[:3], offsets.shape[3], -1)
-            by_tap = kernel.reshape(TAPS, *kernel.shape[2:])
-            found = getattr(module, name)(by_group, offsets, mask, by_tap, *cotangent, stride=stride, groups=groups)
-            if not cotangent:
-                return found.astype(x.dtype)
-            to_x, to_offsets, to_mask, to_kernel = found
-            to_x, to_kernel = to_x.reshape(x.shape), to_kernel.reshape(kernel.shape)
-            return to_x.astype(x.dtype), to_offsets, to_mask, to_kernel.astype(kernel.dtype)
-
-        return run
-
-    if formulation is not None:
-        return of({"gather": deformable_gather, "products": deformable_products}[formulation])
-    return partial(lax.platform_dependent, tpu=of(deformable_products), default=of(deformable_gather))
+def _formulated(formulation: Formulation | None, gather: Callable, products: Callable, stride: int, groups: int) -> Any:
+    """One of two functions, or the one that suits the platform that is compiled for, not the one at hand."""
+    gather, products = (partial(function, stride=stride, groups=groups) for function in (gather, products))
+    if formulation is None:
+        return partial(lax.platform_dependent, tpu=products, default=gather)
+    return {"gather": gather, "products": products}[formulation]
 
 
 def _convolve_columns(x, offsets, mask, kernel, stride, groups):
-    ringed = ring(x.reshape(*x.shape[:3], offsets.shape[3], -1))
+    ringed = ring(x)
     places = (tap_places(tap, offsets[..., tap, :], mask[..., tap], stride, *x.shape[1:3]) for tap in range(TAPS))
     columns = jnp.stack([sample(ringed, place, x.shape[2]) for place in places])  # [T, B, h, w, G, c]
     columns = columns.reshape(*columns.shape[:4], groups, -1)
-    kernel = kernel.reshape(TAPS, kernel.shape[2], groups, -1)
+    kernel = kernel.reshape(*kernel.shape[:2], groups, -1)
     out = jnp.einsum("tbhwgi,tigo->bhwgo", columns, kernel, preferred_element_type=jnp.float32)
     return out.reshape(*out.shape[:3], -1).astype(x.dtype)
 

@@ -25,7 +25,7 @@ def convolve(
     stride: int,
     groups: int,
 ) -> Float[Array, "b h w o"]:
-    """The convolution, in float32."""
+    """The convolution, summed in float32 and in x's dtype."""
     ringed = ring(x)
 
     def add_tap(total, tap):
@@ -34,11 +34,11 @@ def convolve(
         return total + _multiply(seen.reshape(*seen.shape[:3], -1), kernel, groups), None
 
     start = jnp.zeros((*offsets.shape[:3], kernel.shape[-1]), jnp.float32)
-    return lax.scan(add_tap, start, _by_tap(offsets, mask, kernel))[0]
+    return lax.scan(add_tap, start, _by_tap(offsets, mask, kernel))[0].astype(x.dtype)
 
 
 def pull_back(x, offsets, mask, kernel, cotangent, stride: int, groups: int) -> tuple[Array, Array, Array, Array]:
-    """Gradients of x, offsets, mask and kernel, in float32, from the output's cotangent."""
+    """Gradients of x, offsets, mask and kernel, each in its dtype, from the output's cotangent in float32."""
     height, width = x.shape[1:3]
     ringed = ring(x)
 
@@ -59,7 +59,8 @@ def pull_back(x, offsets, mask, kernel, cotangent, stride: int, groups: int) -> 
     looks = (*offsets.shape[:3], x.shape[3] * x.shape[4])
     taps = _by_tap(offsets, mask, kernel)
     to_x, (to_offsets, to_mask, to_kernel) = lax.scan(pull_tap, jnp.zeros(ringed.shape, jnp.float32), taps)
-    return _unring(to_x, height, width), jnp.moveaxis(to_offsets, 0, 4), jnp.moveaxis(to_mask, 0, 4), to_kernel
+    to_x = _unring(to_x, height, width).astype(x.dtype)
+    return to_x, jnp.moveaxis(to_offsets, 0, 4), jnp.moveaxis(to_mask, 0, 4), to_kernel
 
 
 def _multiply(seen: Float[Array, "b h w c"], kernel: Float[Array, "i o"], groups: int) -> Float[Array, "b h w o"]:

@@ -31,7 +31,7 @@ def convolve(
     stride: int,
     groups: int,
 ) -> Float[Array, "b h w o"]:
-    """The convolution, in float32."""
+    """The convolution, summed in float32 and in x's dtype."""
 
     def of_image(arguments):
         x, offsets, mask = arguments
@@ -43,11 +43,11 @@ def convolve(
         return lax.map(of_row, (jnp.arange(len(offsets)), offsets, mask))
 
     blocks = _in_blocks(kernel, groups)
-    return lax.map(of_image, (x, offsets, mask))
+    return lax.map(of_image, (x, offsets, mask)).astype(x.dtype)
 
 
 def pull_back(x, offsets, mask, kernel, cotangent, stride: int, groups: int) -> tuple[Array, Array, Array, Array]:
-    """Gradients of x, offsets, mask and kernel, in float32, from the output's cotangent."""
+    """Gradients of x, offsets, mask and kernel, each in its dtype, from the output's cotangent in float32."""
 
     def of_image(to_blocks, arguments):
         x, offsets, mask, cotangent = arguments
@@ -70,7 +70,8 @@ def pull_back(x, offsets, mask, kernel, cotangent, stride: int, groups: int) -> 
     whole = jax.ShapeDtypeStruct(blocks.shape, jnp.float32)
     blocks = blocks.astype(kernel.dtype)
     to_blocks, pulled = lax.scan(of_image, jnp.zeros(blocks.shape, jnp.float32), (x, offsets, mask, cotangent))
-    return *pulled, *to_kernel(to_blocks)
+    to_x, to_offsets, to_mask = pulled
+    return to_x.astype(x.dtype), to_offsets, to_mask, to_kernel(to_blocks)[0].astype(kernel.dtype)
 
 
 def _multiply(sampled: Float[Array, "w t g c"], blocks: Float[Array, "t k i o"]) -> Float[Array, "w o_"]:
