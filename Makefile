@@ -1,9 +1,11 @@
 # `make demo` and `make test` work on a fresh machine; everything runs in .venv, which they make themselves.
 PY := .venv/bin/python
+# A file's tests share fixtures and stay in one process.
+PYTEST := $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile $(OPTIONS)
 DEMO_DATA := build/demo_data
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help env demo test test-slow test-torch lint types clean-demo
+.PHONY: help env demo test test-slow test-torch test-long torch lint types clean-demo
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -22,14 +24,19 @@ clean-demo:  ## forget the demo, so that the next one starts anew
 	rm -rf runs/demo $(DEMO_DATA)
 
 test: env  ## the tests (under 15 minutes on two cores)
-	@$(PY) -m pytest -m "not slow and not torch"
+	@$(PYTEST) -m "not slow and not torch"
 
 test-slow: env  ## the long checks
-	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m "slow and not torch"
+	@$(PYTEST) -m "slow and not torch"
 
-test-torch: env  ## the checks that need PyTorch (its CPU build is installed into .venv, once)
+test-torch: torch  ## the checks that need PyTorch
+	@$(PYTEST) -m torch
+
+test-long: torch  ## both
+	@$(PYTEST) -m "slow or torch"
+
+torch: env  ## PyTorch's CPU build into .venv, once
 	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install --quiet --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
-	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m torch
 
 lint: env  ## ruff
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

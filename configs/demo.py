@@ -49,7 +49,7 @@ def config() -> Config:
             ema_decay=0.999,
         ),
         train=TrainConfig(
-            epochs=36,
+            epochs=24,
             batch_size=4,
             eval_batch_size=16,
             eval_every_epochs=12,

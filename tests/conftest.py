@@ -3,10 +3,13 @@
 JAX_PLATFORMS=cuda (or tpu) in the environment runs the tests there.
 """
 
+import math
 import os
 import sys
+import time
 from pathlib import Path
 
+STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # runs without installation, and with plain `pytest`
@@ -17,7 +20,7 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # The tests spend their time on compiling, which takes half as long without optimisation. The golden numbers
-# (fixture `optimized`), `make test-slow`, `make test-torch` and `make demo` run optimised programs.
+# (fixture `optimized`) and `make demo` run optimised programs.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
@@ -55,6 +58,17 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    late = "skip, with their names in the report, the tests that would begin later than this"
+    parser.addoption("--minutes", type=float, default=math.inf, help=late)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if time.monotonic() - STARTED > 60 * item.config.getoption("--minutes"):
+        pytest.skip("out of time (--minutes)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
