@@ -13,17 +13,16 @@ stands beside ours as "paper's way".
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 from benchmarks.common import ROOT, Options, Report, begin_report, finish_report, print_table, read_options
+from benchmarks.products import equations, products
 from tood_jax.build import build_model
 from tood_jax.cli.options import load_config
 from tood_jax.config import Config
@@ -98,7 +97,7 @@ def count(config: Config, num_classes: int, height: int, width: int) -> Counts:
 
     with nn.intercept_methods(note_operations):  # initialisation runs the network once
         traced, (_, variables) = jax.make_jaxpr(model.init_with_output, return_shape=True)(jax.random.key(0), image)
-    for equation, times in equations(traced.jaxpr):
+    for equation, _, times in equations(traced.jaxpr):
         if equation.params.get("name") == "relu":
             besides["relus"] += times * equation.outvars[0].aval.size
         elif equation.primitive.name == "reduce_window_max":
@@ -117,41 +116,10 @@ def count(config: Config, num_classes: int, height: int, width: int) -> Counts:
         trained=sum(trained.values()),
         trained_norms=sum(norms),
         head_parameters=sum(size for path, size in sizes.items() if path[0].key == "head"),
-        multiply_adds=multiply_adds(traced.jaxpr),
-        head_multiply_adds=multiply_adds(head.jaxpr),
+        multiply_adds=sum(one.multiply_adds for one in products(traced.jaxpr)),
+        head_multiply_adds=sum(one.multiply_adds for one in products(head.jaxpr)),
         besides=dict(besides),
     )
-
-
-def multiply_adds(jaxpr: Jaxpr) -> int:
-    """Of all convolutions (padding counts as numbers, as usual) and matrix products of a traced function."""
-    total = 0
-    for equation, times in equations(jaxpr):
-        params, inputs = equation.params, [variable.aval.shape for variable in equation.invars]
-        if equation.primitive.name == "conv_general_dilated":
-            kernel, out_axis = inputs[1], params["dimension_numbers"].rhs_spec[0]
-            each = prod(kernel) // kernel[out_axis]  # a group's input channels × taps
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            each = prod(inputs[0][axis] for axis in contracted)
-        else:
-            continue
-        total += times * each * equation.outvars[0].aval.size
-    return total
-
-
-def equations(jaxpr: Jaxpr, times: int = 1) -> Iterator[tuple[JaxprEqn, int]]:
-    """Every operation, those inside of others too, and how often it runs.
-
-    Raises ValueError for a while loop, whose number of turns isn't known.
-    """
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "while":
-            raise ValueError("A while loop turns as often as it likes: its operations can't be counted.")
-        yield equation, times
-        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inner in jaxprs_in_params(equation.params):
-            yield from equations(inner, times * turns)
 
 
 def caffe_savings(config: Config, height: int, width: int) -> tuple[int, int]:

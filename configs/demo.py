@@ -49,7 +49,7 @@ def config() -> Config:
             ema_decay=0.999,
         ),
         train=TrainConfig(
-            epochs=24,
+            epochs=36,
             batch_size=4,
             eval_batch_size=16,
             eval_every_epochs=12,

@@ -17,6 +17,7 @@ if str(ROOT) not in sys.path:
 # In the environment, so that subprocesses of tests have them too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of PyTorch, whose threads in two workers wait for one another, busily
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # The tests spend their time on compiling, which takes half as long without optimisation. The golden numbers

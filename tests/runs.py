@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -50,6 +51,18 @@ def finish(process, status=0, timeout=300):
     output = process.communicate(timeout=timeout)[0]
     assert process.returncode == status, output
     return output
+
+
+def without_room(pid, output, until):
+    """The lines of `output` up to one with `until`, while process `pid` may not write to files: its disk is full."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    lines = []
+    for line in output:
+        lines.append(line)
+        if until in line:
+            break
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return "".join(lines)
 
 
 def rows(workdir):

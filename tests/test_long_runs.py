@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -10,7 +9,17 @@ import sys
 import psutil
 import pytest
 
-from tests.runs import NOT_COMPARED, ROOT, assert_equal_runs, finish, rows, start, wait_for_step, write_config
+from tests.runs import (
+    NOT_COMPARED,
+    ROOT,
+    assert_equal_runs,
+    finish,
+    rows,
+    start,
+    wait_for_step,
+    without_room,
+    write_config,
+)
 from tests.tiny import tiny_config
 from tood_jax.cli import train
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
@@ -91,14 +100,7 @@ def test_a_full_disk_is_said_and_training_goes_on(data, tmp_path):
     """The running process may not write to files for a while: for it, the disk is full."""
     run = start(data, tmp_path / "run", epochs=60, eval_every_epochs=0, checkpoint_every_steps=10)
     wait_for_step(tmp_path / "run", 2, run)
-    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-    said = []
-    for line in run.stdout:
-        said.append(line)
-        if "NOT saved" in line:
-            break
-    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    output = "".join(said) + finish(run)
+    output = without_room(run.pid, run.stdout, "NOT saved") + finish(run)
     assert "training goes on till the next save" in output
     assert output.count("metrics.jsonl can't be written (File too large); it waits for room") == 1
     assert "Traceback" not in output

@@ -67,6 +67,12 @@ def train(data, workdir, processes=1, devices=2, **config):
     return finish(start(words, processes, devices, workdir.with_suffix(".logs")))
 
 
+def child(process, index):
+    """The launcher's process of that number."""
+    [found] = [one for one in psutil.Process(process.pid).children() if one.environ()["JAX_PROCESS_ID"] == str(index)]
+    return found
+
+
 def final_state(workdir):
     checkpoint = open_checkpoint(workdir, "latest", say=pytest.fail)
     return checkpoint.arrays(*checkpoint.groups)
@@ -180,8 +186,7 @@ def test_a_signal_at_one_process_stops_all_after_the_same_step(data, two, tmp_pa
     process = start(["train.py", "--config", config], processes=2, logs=tmp_path / "logs")
     while process.poll() is None and not (tmp_path / "run/metrics.jsonl").exists():
         time.sleep(0.05)
-    [second] = [one for one in psutil.Process(process.pid).children() if one.environ()["JAX_PROCESS_ID"] == "1"]
-    second.send_signal(signal.SIGUSR1)
+    child(process, 1).send_signal(signal.SIGUSR1)
     said = finish(process, status=75)
     assert "SIGUSR1: saving, then stopping" in (tmp_path / "logs/process_1.log").read_text()
     assert "SIGUSR1" not in said
@@ -205,6 +210,21 @@ def test_a_signal_to_the_launcher_saves_and_stops_all(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_full_disk_at_one_process_is_said_and_training_goes_on(data, two, tmp_path):
+    """The second may not write to files for a while; no process waits for what it couldn't write."""
+    settings = {"epochs": 60, "eval_every_epochs": 0, "checkpoint_every_steps": 20}
+    words = ["train.py", "--config", write_config(data, tmp_path / "run", **settings)]
+    process = start(words, processes=2, logs=tmp_path / "logs")
+    while process.poll() is None and not (tmp_path / "run/metrics.jsonl").exists():
+        time.sleep(0.05)
+    output = runs.without_room(child(process, 1).pid, process.stdout, "NOT saved") + finish(process)
+    assert "in process 1" in output
+    assert "training goes on till the next save" in output
+    assert "Traceback" not in output
+    assert open_checkpoint(tmp_path / "run", "latest", say=pytest.fail).step == 180
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_one_process_ends_the_run(data, tmp_path, victim):
     """At once, naming it; and the same command goes on."""
@@ -213,8 +233,7 @@ def test_the_death_of_one_process_ends_the_run(data, tmp_path, victim):
     while process.poll() is None and not (tmp_path / "run/checkpoints/4").exists():
         time.sleep(0.05)
     children = psutil.Process(process.pid).children()
-    [index] = [i for i, one in enumerate(children) if one.environ()["JAX_PROCESS_ID"] == str(victim)]
-    children[index].send_signal(signal.SIGKILL)
+    child(process, victim).send_signal(signal.SIGKILL)
     killed = time.monotonic()
     said = finish(process, status=137)
     assert time.monotonic() - killed < 120  # it wasn't the heartbeat of one that hung

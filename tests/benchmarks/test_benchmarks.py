@@ -13,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import assigners, deformable, inference, nms, table1, train_step
+from benchmarks import assigners, deformable, floors, inference, nms, table1, train_step
 from benchmarks.common import interleaved, print_table, random_batch, read_options, spread
+from benchmarks.products import products
 from tests.tiny import IMAGE_SIDE, tiny_config
+from tood_jax.cli.options import load_config
 from tood_jax.config import save_config
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("train_step", "inference", "assigners", "nms", "input_pipeline", "decoding", "deformable", "table1")
+NAMES = ("train_step", "inference", "assigners", "nms", "input_pipeline", "decoding", "deformable", "table1", "floors")
 HEAD = {"benchmark", "date", "command", "commit", "machine", "versions", "options", "memory", "results"}
 TIMING = {"median_seconds", "min_seconds", "max_seconds", "quartile_seconds", "all_seconds"}
 PROGRAM = {"trace_seconds", "compile_seconds", "flops", "bytes_accessed", "memory"}
@@ -213,6 +215,48 @@ def test_table1_of_all_configs(measured, monkeypatch, tmp_path):
     assert row["counts"]["multiply_adds"] > row["counts"]["head_multiply_adds"] > 0
 
 
+@pytest.mark.torch
+def test_versus_torch(measured, capsys):
+    from benchmarks import versus_torch
+
+    network = ("--backbone.width=8", "--backbone.width_per_group=8", "--neck.channels=16", "--head.channels=16")
+    network += ("--head.num_convs=1", "--head.norm_groups=4")
+    work = (*SIZE, "--objects=3", "--candidates=100", "--peers", "torch eager")
+    rows = measured(versus_torch, *network, *work)["results"]
+    assert [row["side"] for row in rows] == 7 * ["tood_jax", "torch eager"]
+    for ours, peer in zip(rows[::2], rows[1::2], strict=True):
+        assert ours["row"] == peer["row"]
+        for row in (ours, peer):
+            check_timing(row)
+            assert row["first_run_seconds"] > 0
+            assert row["grown_bytes"] >= 0
+            assert row["over_ours"] == pytest.approx(row["median_seconds"] / ours["median_seconds"])
+        assert ours["program"].keys() == PROGRAM
+    assert "torch eager" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="caffe must be among torch eager"):
+        versus_torch.main(["--peers=caffe"])
+
+
+def test_floors(measured, capsys):
+    rows = measured(floors, "--height=64", "--width=96", "--classes=4", "--batch=2")["results"]
+    found = {(row["program"], row["stage"]): row for row in rows}
+    counts = table1.count(load_config(str(ROOT / floors.CONFIG)), 4, 64, 96)
+    assert found["inference", "all"]["multiply_adds"] == counts.multiply_adds
+    cells = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1
+    maps, kernels = 6 * 256 * cells, 6 * (9 * 256 * 256 + 2 * 256)  # 256 channels; a norm's scale and bias
+    forward, both = (found[program, "interactive convolutions"] for program in ("inference", "training"))
+    assert forward["multiply_adds"] == cells * 6 * 9 * 256 * 256
+    assert forward["bytes"] == 2 * (2 * maps + kernels / 2)  # two images share a read of the kernels
+    assert both["multiply_adds"] == 3 * forward["multiply_adds"]
+    assert both["bytes"] == 2 * (5 * maps + 2 * kernels / 2)  # and back: input, gradients of output and input
+    assert [found["training", stage]["multiply_adds"] for stage in ("stem", "c2")] == [
+        found["inference", stage]["multiply_adds"] for stage in ("stem", "c2")
+    ]  # frozen
+    seconds = found["training", "optimizer"]["seconds"]["TPU v5e"]
+    assert seconds == pytest.approx(5 * 4 * counts.trained / 2 / 819e9)
+    assert "images/s" in capsys.readouterr().out
+
+
 def test_multiply_adds_by_hand():
     def network(x, kernel, matrix):
         x = jax.lax.conv_general_dilated(
@@ -222,10 +266,11 @@ def test_multiply_adds_by_hand():
 
     shapes = ((1, 8, 10, 6), (3, 3, 3, 4), (4, 4))
     traced = jax.make_jaxpr(network)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
-    assert table1.multiply_adds(traced.jaxpr) == 4 * 5 * 4 * (9 * 3) + 3 * (4 * 5 * 4 * 4)
+    assert [one.multiply_adds for one in products(traced.jaxpr)] == [4 * 5 * 4 * (9 * 3), *3 * [4 * 5 * 4 * 4]]
+    assert {(one.input, one.output) for one in products(traced.jaxpr)} == {(8 * 10 * 6, 80), (80, 80)}
     endless = jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda x: x > 0, lambda x: x - 1, x))(1)
     with pytest.raises(ValueError, match="while"):
-        table1.multiply_adds(endless.jaxpr)
+        list(products(endless.jaxpr))
 
 
 def test_greedy_nms_by_hand():

@@ -8,6 +8,7 @@ body as often as it runs, where its condition compares with a number (else once)
 
 import math
 import re
+from collections import Counter
 from typing import NamedTuple
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4}
@@ -58,15 +59,27 @@ def hbm_bytes(text: str) -> int:
     Args:
         text: of a compiled program, `compiled.as_text()`.
     """
+    return sum(hbm_bytes_by_operation(text).values())
+
+
+def hbm_bytes_by_operation(text: str) -> Counter[str]:
+    """The same, told apart by what the compiler notes as the origin of an instruction.
+
+    Returns:
+        Bytes of each `op_name`, such as "jit(step)/jvp(Detector)/neck/lateral_0/conv_general_dilated"; "" without one.
+    """
     program = _read(text)
 
-    def of(computation: str) -> int:
-        total = 0
+    def of(computation: str) -> Counter[str]:
+        total: Counter[str] = Counter()
         for one in program.computations.get(computation, []):
-            total += _moved(one, program)
+            origin = re.search(r'op_name="([^"]*)"', one.line)
+            total[origin[1] if origin else ""] += _moved(one, program)
             if one.kind in ("while", "conditional"):
                 called = [name for pair in _CALLS.findall(one.line) for name in "".join(pair).split(",")]
-                total += _rounds(one, program) * sum(of(name.strip().lstrip("%")) for name in called)
+                for name in called:
+                    for inner, moved in of(name.strip().lstrip("%")).items():
+                        total[inner] += _rounds(one, program) * moved
         return total
 
     return of(program.entry)

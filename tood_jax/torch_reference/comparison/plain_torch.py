@@ -101,7 +101,7 @@ class PlainTorch:
         sizes = [(int(height), int(width)) for height, width in batch.sizes]
         pred, cells = in_a_row(maps)
         losses = detection_losses(pred, cells, sizes, objects, aligned=aligned, learning=method)
-        return losses.cls, losses.box, torch.stack([one.gt_index for one in losses.assignments]).numpy()
+        return losses.cls, losses.box, torch.stack([one.gt_index for one in losses.assignments]).cpu().numpy()
 
     def detections(self, maps: Maps, batch: Batch) -> list[Any]:
         pred, cells = in_a_row(maps)
@@ -141,18 +141,18 @@ class TorchSide:
     def _trained(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.network.module.named_parameters() if value.requires_grad}
 
-    def _normalized(self, batch: Batch) -> Tensor:
+    def normalized(self, batch: Batch) -> Tensor:
         """[B, 3, H, W], zero outside each image's own area."""
         mean, std = (torch.tensor(values, dtype=DTYPE)[:, None, None] for values in _pixels(self.config))
         images = torch.zeros(len(batch.images), 3, *batch.images.shape[1:3], dtype=DTYPE)
         for canvas, pixels, (height, width) in zip(images, batch.images, batch.sizes, strict=True):
-            own = torch.from_numpy(pixels[:height, :width]).permute(2, 0, 1).to(DTYPE)
+            own = torch.from_numpy(pixels[:height, :width]).permute(2, 0, 1).to(images)
             canvas[:, :height, :width] = (own - mean) / std
         return images
 
     def forward(self, batch: Batch) -> Forward:
         with torch.no_grad():
-            image = self._normalized(batch)
+            image = self.normalized(batch)
             maps = self.network.maps(image)
             found = self.network.detections(maps, batch)
         scores, boxes = zip(*maps.head, strict=True)
@@ -162,7 +162,7 @@ class TorchSide:
         )
 
     def learn(self, batch: Batch, aligned: bool) -> Learnt:
-        cls, box, gt_index = self.network.losses(self.network.maps(self._normalized(batch)), batch, aligned)
+        cls, box, gt_index = self.network.losses(self.network.maps(self.normalized(batch)), batch, aligned)
         trained = self._trained()
         found = torch.autograd.grad(cls.sum() + box.sum(), list(trained.values()), allow_unused=True)
         gradients = {
@@ -181,7 +181,7 @@ class TorchSide:
         )
         with self._put_back():
             for batch in batches:
-                cls, box, _ = self.network.losses(self.network.maps(self._normalized(batch)), batch, aligned)
+                cls, box, _ = self.network.losses(self.network.maps(self.normalized(batch)), batch, aligned)
                 rows.append([cls.sum().item(), box.sum().item()])
                 sgd.zero_grad(set_to_none=False)
                 (cls.sum() + box.sum()).backward()
@@ -197,9 +197,10 @@ class TorchSide:
 
 
 def real_objects(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """(boxes, labels) of each image without the padding."""
+    """(boxes, labels) of each image without the padding, on PyTorch's default device."""
+    device = torch.get_default_device()
     for boxes, labels, real in zip(batch.gt_boxes, batch.gt_labels, batch.gt_mask, strict=True):
-        yield torch.from_numpy(boxes[real]).to(DTYPE), torch.from_numpy(labels[real]).long()
+        yield torch.from_numpy(boxes[real]).to(device, DTYPE), torch.from_numpy(labels[real]).to(device).long()
 
 
 def _pixels(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:

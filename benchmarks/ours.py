@@ -1,0 +1,111 @@
+"""Our side of versus_torch.py: each piece of work, compiled, as a function without arguments."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.common import Program, compile_program, mesh_of
+from benchmarks.task import Run, Task
+from tood_jax.assigners.atss import assign_atss_batch
+from tood_jax.assigners.task_aligned import assign_task_aligned_batch
+from tood_jax.build import build_model
+from tood_jax.config import HeadConfig
+from tood_jax.detectors.detector import canvas_pyramid
+from tood_jax.evaluation.predict import compile_detect_step
+from tood_jax.networks.deformable import deformable_conv
+from tood_jax.postprocess import nms
+from tood_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from tood_jax.training.sharding import put_batch, replicated
+from tood_jax.training.state import TrainState
+from tood_jax.training.step import compile_train_step
+
+Made = tuple[Run, Program]
+
+
+def runs(task: Task) -> dict[str, Callable[[], Made]]:
+    """By row: calling a value compiles the work and returns it with its program."""
+    return {
+        "training step": lambda: _training(task),
+        "inference with NMS": lambda: _inference(task),
+        "task-aligned assigner": lambda: _task_aligned(task),
+        "ATSS": lambda: _atss(task),
+        "NMS": lambda: _nms(task),
+        "DCNv2, forward": lambda: _deformable(task, gradient=False),
+        "DCNv2, forward and gradient": lambda: _deformable(task, gradient=True),
+    }
+
+
+def _training(task: Task) -> Made:
+    """The product's step in its task-aligned phase; of a learning rate that changes nothing."""
+    config = dataclasses.replace(
+        task.config,
+        train=dataclasses.replace(task.config.train, batch_size=len(task.batch.images)),
+        optimizer=dataclasses.replace(task.config.optimizer, learning_rate=1e-12),
+        learning=dataclasses.replace(task.config.learning, warmup_epochs=0),
+    )
+    mesh, model = mesh_of(1), build_model(config, task.classes)
+    schedule = learning_rate_schedule(
+        config.optimizer, batch_size=config.train.batch_size, steps_per_epoch=1000, epochs=config.train.epochs
+    )
+    optimizer = make_optimizer(config, schedule)
+    params, batch_stats = jax.device_put(_params_and_stats(task), replicated(mesh))
+    ema = {} if config.optimizer.ema_decay is None else params
+    state = jax.device_put(TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema), replicated(mesh))
+    batch = put_batch(task.batch, mesh)
+    program = compile_program(compile_train_step(model, config, optimizer, schedule, 1000, mesh), state, batch)
+
+    def run() -> Any:
+        nonlocal state
+        state, metrics = program.run(state, batch)
+        return metrics
+
+    return run, program
+
+
+def _inference(task: Task) -> Made:
+    mesh = mesh_of(1)
+    step = compile_detect_step(build_model(task.config, task.classes), task.config, mesh)
+    return _of(step, *jax.device_put(_params_and_stats(task), replicated(mesh)), put_batch(task.batch, mesh))
+
+
+def _task_aligned(task: Task) -> Made:
+    learning, batch = task.config.learning, task.batch
+    assign = functools.partial(assign_task_aligned_batch, topk=learning.topk, alpha=learning.alpha, beta=learning.beta)
+    points = canvas_pyramid(batch).points
+    truth = (batch.gt_boxes, batch.gt_labels, batch.gt_mask)
+    return _of(jax.jit(assign), *jax.device_put((task.scores, task.boxes, points, task.valid, *truth)))
+
+
+def _atss(task: Task) -> Made:
+    batch, cells = task.batch, canvas_pyramid(task.batch)
+    assign = functools.partial(assign_atss_batch, level_slices=cells.level_slices, topk=task.config.learning.atss_topk)
+    anchors = cells.anchors(HeadConfig().anchor_scale)
+    return _of(jax.jit(assign), *jax.device_put((anchors, task.valid, batch.gt_boxes, batch.gt_mask)))
+
+
+def _nms(task: Task) -> Made:
+    options = task.config.detect
+    function = functools.partial(nms, iou_threshold=options.nms_iou, max_detections=options.max_detections)
+    return _of(jax.jit(function), *jax.device_put(task.candidates))
+
+
+def _deformable(task: Task, *, gradient: bool) -> Made:
+    def both(*arrays):
+        out, back = jax.vjp(deformable_conv, *arrays)
+        return back(jnp.ones_like(out))
+
+    arrays = jax.device_put((task.map, task.offsets, task.mask, task.kernel))
+    return _of(jax.jit(both if gradient else deformable_conv), *arrays)
+
+
+def _of(function: Any, *arguments: Any) -> Made:
+    program = compile_program(function, *arguments)
+    return functools.partial(program.run, *arguments), program
+
+
+def _params_and_stats(task: Task) -> tuple[Any, Any]:
+    return task.variables["params"], task.variables.get("batch_stats", {})

@@ -1,0 +1,120 @@
+"""Our TOOD against the plain PyTorch one (`tood_jax.torch_reference`), eager and compiled, side by side in one run.
+
+    pip install torch==2.13.0                                        # the CPU build will do
+    python -m benchmarks.versus_torch --batch 2 --height 256 --width 256
+
+Both get the same weights, images, objects and precision, on the device that JAX uses: a CPU, or a GPU. A row is one
+piece of work; its ratio is the peer's median over ours: above 1, ours is faster. That both compute the same is
+compare_torch.py's business. mmdetection's TOOD and Ultralytics' assigner are peers too, where they are installed.
+
+Memory is what the process grows by while the work runs for the first time; on a GPU, what the allocator held most.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import psutil
+
+from benchmarks import ours
+from benchmarks.common import (
+    Report,
+    begin_report,
+    finish_report,
+    interleaved,
+    mebi,
+    ms,
+    print_table,
+    read_options_and_config,
+)
+from benchmarks.task import Run, Sizes, make_task
+
+NAME = "versus_torch"
+CONFIG = "configs/tood_r50_fpn_1x_coco.py"
+OURS = "tood_jax"
+SAMPLE_SECONDS = 0.002  # between looks at the process's memory
+
+
+@dataclass(frozen=True)
+class Args(Sizes):
+    """Of the comparison; one device."""
+
+    rows: tuple[str, ...] = ()
+    """Which rows, by their beginnings ("training", "DCN"); none means all."""
+    peers: tuple[str, ...] = ()
+    """Which peers; none means all that are installed."""
+
+
+def main(argv: Sequence[str] | None = None) -> Report:
+    """Measure, print, write."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not any(word.startswith("--config") for word in argv):
+        argv = [f"--config={CONFIG}", *argv]
+    args, config = read_options_and_config(Args, argv, NAME, "Race the plain PyTorch TOOD.")
+    try:
+        from benchmarks import peers
+    except ImportError as error:
+        raise SystemExit(f"The peer is PyTorch: pip install torch==2.13.0 ({error}).") from None
+    peers.use_device("cuda" if jax.default_backend() == "gpu" else "cpu")
+    unknown = set(args.peers) - set(peers.installed())
+    if unknown:
+        raise SystemExit(f"--peers: {', '.join(sorted(unknown))} must be among {', '.join(peers.installed())}.")
+    report = begin_report(NAME, argv, args, config)
+    task = make_task(args, config)
+    others = {peer: peers.runs(peer, task) for peer in args.peers or peers.installed()}
+    results = []
+    for row, make in ours.runs(task).items():
+        if args.rows and not row.startswith(args.rows):
+            continue
+        started = time.perf_counter()
+        run, program = make()
+        sides: dict[str, dict[str, Any]] = {OURS: {"prepare_seconds": time.perf_counter() - started}}
+        cases: dict[str, Run] = {OURS: run}
+        for peer, offers in others.items():
+            if row in offers:
+                cases[peer], sides[peer] = offers[row](), {}
+        for name, run in cases.items():
+            sides[name] |= first_run(run, peers.peak_bytes)
+        sides[OURS]["program"] = program.about
+        if jax.default_backend() == "gpu" and program.about["memory"]:  # PyTorch's allocator knows nothing of ours
+            sides[OURS]["grown_bytes"] = program.about["memory"]["total"]
+        timings = interleaved(cases, args.repeats)
+        for name in cases:
+            ratio = timings[name]["median_seconds"] / timings[OURS]["median_seconds"]
+            results.append({"row": row, "side": name, **sides[name], **timings[name], "over_ours": ratio})
+    print_table(
+        f"{config.name}, {args.batch} × {args.height} × {args.width}, {args.objects} objects, {config.train.precision}",
+        ["work", "side", "ms: median (min–max)", "/ ours", "first run, s", "memory, MiB"],
+        [[r["row"], r["side"], ms(r), r["over_ours"], r["first_run_seconds"], mebi(r["grown_bytes"])] for r in results],
+    )
+    return finish_report(report, args, results=results)
+
+
+def first_run(run: Run, device_peak: Callable[[], int | None]) -> dict[str, Any]:
+    """Seconds of the first run (ours is compiled before; a peer compiles in it), and the memory that it took."""
+    process, stop, peak = psutil.Process(), threading.Event(), [0]
+
+    def watch() -> None:
+        while not stop.wait(SAMPLE_SECONDS):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    device_peak()
+    before = process.memory_info().rss
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    jax.block_until_ready(run())
+    seconds = time.perf_counter() - started
+    stop.set()
+    watcher.join()
+    on_device = device_peak()
+    grown = max(0, peak[0] - before) if on_device is None else on_device
+    return {"first_run_seconds": seconds, "grown_bytes": grown}
+
+
+if __name__ == "__main__":
+    main()
