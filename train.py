@@ -1,6 +1,12 @@
 """Train a detector: python train.py --config configs/NAME.py [--field.sub=value …]"""
 
-from tood_jax.cli.train import main
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # some package swallows the KeyboardInterrupt of a Ctrl-C while imported
+
+from tood_jax.cli.train import main  # noqa: E402
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if __name__ == "__main__":
     main()

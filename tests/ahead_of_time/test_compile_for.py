@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import memory, pods
 from tests.tiny import tiny_config
-from tood_jax.ahead_of_time.chips import CHIPS
+from tood_jax.ahead_of_time.chips import CHIPS, Chip
 from tood_jax.ahead_of_time.programs import lower_train_step, platform_of
 from tood_jax.ahead_of_time.report import collectives_of
 from tood_jax.build import build_model
@@ -96,6 +96,19 @@ def test_chips_are_plausible():
     for chip in CHIPS.values():
         assert 16 * 2**30 <= chip.memory < 200 * 2**30
         assert 100 < chip.bfloat16 / chip.bandwidth < 700  # FLOP a byte
+
+
+def test_what_the_compiler_takes_may_still_not_fit(config, monkeypatch, capsys):
+    """libtpu has compiled a step of 33.9 GiB for chips of 32 without a word."""
+    _, root = config
+    small = Chip("small", memory=1e4, bfloat16=1e12, bandwidth=1e9)
+    monkeypatch.setattr(compile_for, "devices_of", lambda topology: (jax.devices(), small))
+    with pytest.raises(SystemExit) as ended:
+        compile_for.main(["--config", str(root / "tiny.json"), "--num_classes=4", "--program=evaluate"])
+    assert ended.value.code == 1
+    said = capsys.readouterr().out
+    assert "doesn't fit: the compiler took it, but it needs more than the chip has" in said
+    assert "GB of HBM traffic" in said  # the figures are said all the same
 
 
 def test_the_table_of_records(config, tmp_path, capsys):

@@ -95,6 +95,9 @@ def compile_all(args: Args, config: Config) -> list[Row]:
             row["loops"] = config.train.scan_blocks or config.train.accumulate_steps > 1
             row |= compile_one(lowering, mesh, Path(args.hlo) / f"{program}_{images}.txt" if args.hlo else None)
             row["chip_memory"] = chip.memory if chip else None
+            if chip and row["fits"] and row["memory"]["total"] > chip.memory:
+                taken = "the compiler took it, but it needs more than the chip has"
+                row |= {"fits": False, "needed": row["memory"]["total"], "refusal": taken}
             rows.append(row)
             print(describe(row, chip), flush=True)
             if not row["fits"]:
@@ -149,7 +152,9 @@ def describe(row: Row, chip: Chip | None) -> str:
         f"{seconds['lower']:.0f} s, compiled in {seconds['compile']:.0f} s ({seconds['compile_cpu']:.0f} s of one core)"
     )
     if not row["fits"]:
-        return f"{head}; doesn't fit: {row['refusal'].splitlines()[0][:200]}"
+        head += f"; doesn't fit: {row['refusal'].splitlines()[0][:200]}"
+        if "memory" not in row:
+            return head
     memory, work = row["memory"], row["work"]
     of = f" of {chip.memory / GIB:.0f} GiB" if chip else ""
     lines = [

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ from tood_jax.training.checkpoint_files import (
     read_leaves,
 )
 from tood_jax.training.checksums import Table, describe_global, describe_leaves
+from tood_jax.training.meeting import Meeting
 from tood_jax.training.messages import from_all, from_first
 from tood_jax.training.orbax_noise import silence_orbax
 
@@ -197,17 +199,22 @@ class CheckpointStore:
 
     def _new_manager(self) -> ocp.CheckpointManager:
         newest = ocp.checkpoint_managers.LatestN(self._keep_latest)
+        state = ocp.PyTreeCheckpointHandler(multiprocessing_options=_all_processes())
+        about = ocp.JsonCheckpointHandler(filename=ABOUT_FILE, multiprocessing_options=_all_processes())
+        waiting = None
+        if jax.process_count() > 1:
+            meeting = Meeting()
+            state, about = meeting.hears(state), meeting.hears(about)
+            waiting = ocp.AsyncOptions(barrier_sync_fn=meeting.wait)
         return ocp.CheckpointManager(
             self.folder,
             item_names=(STATE, ABOUT),
-            item_handlers={
-                STATE: ocp.PyTreeCheckpointHandler(multiprocessing_options=_all_processes()),
-                ABOUT: ocp.JsonCheckpointHandler(filename=ABOUT_FILE, multiprocessing_options=_all_processes()),
-            },
+            item_handlers={STATE: state, ABOUT: about},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([newest, _Best(self._ap)]),
                 lightweight_initialize=True,  # a torn file of an old step must not stop the manager from starting
                 create=False,
+                async_options=waiting,
                 multiprocessing_options=_all_processes(),
             ),
         )
@@ -278,6 +285,8 @@ class CheckpointStore:
         if _is_disk_trouble(error):
             text = str(error).strip() or type(error).__name__
             reason = next((known for known in _DISK_TROUBLE if known in text), text.splitlines()[0][:300])
+            if where := re.match(r"in process \d+", text):
+                reason = f"{where[0]}: {reason.removeprefix(where[0]).lstrip(': ')}"
             self._say(f"warning: checkpoint {step} was NOT saved ({reason}); training goes on till the next save")
         try:
             self._tidy()

@@ -56,12 +56,13 @@ def from_all(value: T) -> list[T]:
 
 
 def _set(key: str, text: str) -> None:
-    _store().key_value_set(key, text)
+    store().key_value_set(key, text)
 
 
 def _get(key: str) -> str:
-    return _store().blocking_key_value_get(key, _PATIENCE)
+    return store().blocking_key_value_get(key, _PATIENCE)
 
 
-def _store() -> Any:
+def store() -> Any:
+    """The coordinator's key-value store; None in a run of one process."""
     return distributed.global_state.client
