@@ -1,6 +1,7 @@
 """The least work of one step a stage, counted, and the least time it can take on a chip.
 
     python -m benchmarks.floors                      # R50, 800×1344, training and inference
+    python -m benchmarks.floors --batch 4 --hlo FILE # beside what a step compiled for a TPU moves (compile_for.py)
 
 Nothing is compiled or computed. The rules, all in favour of the machine:
 
@@ -20,6 +21,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +37,7 @@ from benchmarks.common import (
 )
 from benchmarks.products import Product, products
 from tood_jax.ahead_of_time.chips import CHIPS
+from tood_jax.ahead_of_time.traffic import hbm_bytes_by_operation
 from tood_jax.build import build_model
 from tood_jax.config import Config
 from tood_jax.geometry.pyramid import level_shapes
@@ -51,8 +54,15 @@ STAGES = (
     ("c5", r"/layer4_"),
     ("FPN", r"/neck/"),
     ("interactive convolutions", r"/inter_"),
-    ("decompositions", r"_decomposition/|_alignment_0"),
+    ("decompositions", r"_decomposition/|_alignment_0|bhwi,bio->bhwo"),
     ("predictions", r"/(cls_logits|reg_sides)|_alignment_1"),
+)
+REST = (  # of a compiled program
+    ("head, all else: norms, sampling", r"/head/"),
+    ("backbone and FPN, all else", r"/(backbone|neck)/"),
+    ("assigner and losses", r"jvp\(\)"),
+    ("optimizer, all else", r"."),
+    ("copies of no said origin", r""),
 )
 ENTRANCE = r"layer\d_0/(conv1|downsample_conv)$"  # reads what the stage before it made
 SHARED = r"/downsample_conv$|reg_decomposition/|_alignment_0$"  # reads a map that another product reads too
@@ -75,6 +85,8 @@ class Args(CommonOptions):
     """Canvas width, pixels, a multiple of 32."""
     classes: int = 80
     """C."""
+    hlo: str = ""
+    """Text of a training step of --batch images a chip, compiled for a TPU, as `compile_for.py --hlo` writes it."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +187,21 @@ def main(argv: Sequence[str] | None = None) -> Report:
             "seconds": {chip: sum(row["seconds"][chip] for row in mine) for chip in PEAKS},
         })  # fmt: skip
         print_program(f"{program}: {config.name}, {args.height}×{args.width}, {args.batch} images a chip", mine, rows)
-    return finish_report(report, args, results=rows)
+    moved = moved_by_stage(Path(args.hlo).read_text(encoding="utf-8"), args.batch) if args.hlo else None
+    if moved:
+        floor = {row["stage"]: row["bytes"] for row in rows if row["program"] == "training"}
+        lines = [[stage, size / 1e6, floor[stage] / 1e6 if stage in floor else None] for stage, size in moved.items()]
+        lines.append(["all", sum(moved.values()) / 1e6, floor["all"] / 1e6])
+        print_table("HBM traffic of the compiled step, an image", ["stage", "MB", "floor, MB"], lines)
+    return finish_report(report, args, results=rows, moved=moved)
+
+
+def moved_by_stage(text: str, images: int) -> dict[str, float]:
+    """Bytes an image that a compiled step moves; a fusion counts where its last operation belongs."""
+    total = dict.fromkeys((stage for stage, _ in (*STAGES, *REST)), 0.0)
+    for origin, size in hbm_bytes_by_operation(text).items():
+        total[next(stage for stage, pattern in (*STAGES, *REST) if re.search(pattern, origin))] += size / images
+    return total
 
 
 def row_of(program: str, stage: str, work: Work, batch: int) -> dict[str, Any]:

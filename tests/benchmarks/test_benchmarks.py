@@ -257,6 +257,26 @@ def test_floors(measured, capsys):
     assert "images/s" in capsys.readouterr().out
 
 
+def test_traffic_by_stage():
+    origins = [
+        "jit(step)/jvp(Detector)/head/inter_0/conv",
+        "jit(step)/transpose(jvp(Detector))/head/mul",
+        "jit(step)/add",
+    ]
+    lines = [f'  %x{i} = f32[8,2]{{1,0}} negate(%a), metadata={{op_name="{name}"}}' for i, name in enumerate(origins)]
+    text = "\n".join([
+        "HloModule jit_step", "", "ENTRY %main (a: f32[8,2]) -> f32[8,2] {", "  %a = f32[8,2]{1,0} parameter(0)",
+        *lines, "  %c = f32[8,2]{1,0} copy(%a)", "}",
+    ])  # fmt: skip
+    moved = {stage: size for stage, size in floors.moved_by_stage(text, images=2).items() if size}
+    assert moved == {
+        "interactive convolutions": 64,
+        "head, all else: norms, sampling": 64,
+        "optimizer, all else": 64,
+        "copies of no said origin": 64,
+    }
+
+
 def test_multiply_adds_by_hand():
     def network(x, kernel, matrix):
         x = jax.lax.conv_general_dilated(
