@@ -28,21 +28,23 @@ class Meeting:
     def wait(self, *, key: str, timeout_ms: int) -> None:
         """Returns when all processes have come; Orbax's `barrier_sync_fn`.
 
-        Raises OSError when one has told of a failure, TimeoutError when time is up.
+        Raises OSError or RuntimeError when one has told of a failure, TimeoutError when time is up.
         """
         place, end = f"{self._key}/{next(self._numbers)}", time.monotonic() + timeout_ms / 1000
         store().key_value_set(f"{place}/{jax.process_index()}", key)
         for process in range(jax.process_count()):
             while not _is_there(f"{place}/{process}"):
                 if told := store().key_value_dir_get(f"{self._key}/failed/"):
-                    raise OSError(json.loads(told[0][1]))
+                    failure = json.loads(told[0][1])
+                    raise (OSError if failure["os"] else RuntimeError)(failure["error"])
                 if time.monotonic() > end:
                     raise TimeoutError(f"process {process} didn't come to {key}")
 
     def tell(self, error: Exception) -> None:
         """This process's part of a save has failed."""
-        text = f"in process {jax.process_index()}: {error}"
-        store().key_value_set(f"{self._key}/failed/{jax.process_index()}", json.dumps(text), allow_overwrite=True)
+        process = jax.process_index()
+        told = {"error": f"in process {process}: {error}", "os": isinstance(error, OSError)}
+        store().key_value_set(f"{self._key}/failed/{process}", json.dumps(told), allow_overwrite=True)
 
     def hears(self, handler: Any) -> Any:
         """The checkpoint handler, whose failures are told from now on."""
