@@ -32,6 +32,7 @@ from tood_jax.typed import to_plain
 from tood_jax.types import Batch, Predictions
 
 ROOT = Path(__file__).resolve().parent.parent
+R50 = "configs/tood_r50_fpn_1x_coco.py"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "opencv-python-headless")
 MEBI = 2**20
 Report = dict[str, Any]
@@ -82,6 +83,11 @@ def read_options_and_config(
     """The options of a benchmark with `--config`, and the config with its overrides."""
     args, config = parse(args_type, argv, prog=f"python -m benchmarks.{name}", description=description)
     return _prepared(args), config
+
+
+def with_config(argv: Sequence[str]) -> list[str]:
+    """The words with R50's config before them, if they name none."""
+    return [*argv] if any(word.startswith("--config") for word in argv) else [f"--config={R50}", *argv]
 
 
 def _prepared(args: Args) -> Args:

@@ -22,18 +22,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.common import Options as CommonOptions
 from benchmarks.common import (
+    R50,
+    Options,
     Report,
     begin_report,
     finish_report,
     print_table,
     read_options_and_config,
+    with_config,
 )
 from benchmarks.products import Product, products
 from tood_jax.ahead_of_time.chips import CHIPS
@@ -44,7 +46,6 @@ from tood_jax.geometry.pyramid import level_shapes
 from tood_jax.training.optimizer import is_trained
 
 NAME = "floors"
-CONFIG = "configs/tood_r50_fpn_1x_coco.py"
 # Of modules, first match wins. Stages 1–4 of the backbone are c2–c5.
 STAGES = (
     ("stem", r"backbone/(conv1|stem)"),
@@ -74,7 +75,7 @@ PEAKS = {  # FLOP/s in bfloat16, bytes/s
 
 
 @dataclass(frozen=True)
-class Args(CommonOptions):
+class Args(Options):
     """Of the count; --repeats and --seed mean nothing here."""
 
     batch: int = 16
@@ -107,8 +108,16 @@ class Work:
         return max(2 * self.multiply_adds / flops, self.bytes / bandwidth)
 
 
-def network(config: Config, args: Args) -> tuple[list[Product], dict[str, tuple[int, int]], int]:
-    """Products of one image's forward pass; (kernel numbers, trained ones) a stage; trained parameters in all."""
+class Network(NamedTuple):
+    """What is counted of a network, one image's forward pass."""
+
+    products: list[Product]
+    kernels: dict[str, tuple[int, int]]  # (numbers, trained ones) a stage
+    trained: int  # parameters in all
+
+
+def trace(config: Config, args: Args) -> Network:
+    """The network on the canvas, traced once."""
     model = build_model(config, args.classes)
     image = jax.ShapeDtypeStruct((1, args.height, args.width, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -121,20 +130,20 @@ def network(config: Config, args: Args) -> tuple[list[Product], dict[str, tuple[
         if stage := stage_of("/" + "/".join(key.key for key in path)):
             count, learning = kernels.get(stage, (0, 0))
             kernels[stage] = (count + leaf.size, learning + leaf.size * learns)
-    return list(products(traced.jaxpr)), kernels, trained
+    return Network(list(products(traced.jaxpr)), kernels, trained)
 
 
-def stage_of(module: str) -> str | None:
+def stage_of(module: str, stages: Sequence[tuple[str, str]] = STAGES) -> str | None:
     """The stage of a module's name, None for none of them."""
-    return next((stage for stage, pattern in STAGES if re.search(pattern, module)), None)
+    return next((stage for stage, pattern in stages if re.search(pattern, module)), None)
 
 
-def network_stages(config: Config, args: Args, training: bool) -> Iterator[tuple[str, Work]]:
+def network_stages(network: Network, args: Args, training: bool) -> Iterator[tuple[str, Work]]:
     """The network's products stage by stage."""
-    found, kernels, _ = network(config, args)
+    found, kernels, _ = network
     strays = [one.module for one in found if stage_of(one.module) is None]
     if strays:
-        raise SystemExit(f"{CONFIG} is counted; of this network no stage is known for {', '.join(strays)}.")
+        raise SystemExit(f"{R50} is counted; of this network no stage is known for {', '.join(strays)}.")
     learns = False
     for stage, _ in STAGES:
         if stage not in kernels:
@@ -154,7 +163,7 @@ def network_stages(config: Config, args: Args, training: bool) -> Iterator[tuple
         yield stage, total
 
 
-def other_stages(config: Config, args: Args, training: bool) -> Iterator[tuple[str, Work]]:
+def other_stages(config: Config, network: Network, args: Args, training: bool) -> Iterator[tuple[str, Work]]:
     """What comes after the products: bytes only."""
     cells = args.batch * sum(height * width for height, width in level_shapes(args.height, args.width))
     scores, boxes = 4 * cells * args.classes, 4 * cells * 4
@@ -163,21 +172,20 @@ def other_stages(config: Config, args: Args, training: bool) -> Iterator[tuple[s
         yield "assigner", Work(0, scores + boxes + 6 * 4 * cells)  # predictions → label, weight, box a cell
         yield "losses", Work(0, 2 * (scores + boxes) + 6 * 4 * cells)  # predictions, their gradients, targets
         arrays = 5 + 3 * (config.optimizer.ema_decay is not None)
-        yield "optimizer", Work(0, 4 * arrays * network(config, args)[2])
+        yield "optimizer", Work(0, 4 * arrays * network.trained)
     else:
         yield "NMS", Work(0, scores + boxes)
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
     """Count, print and write."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not any(word.startswith("--config") for word in argv):
-        argv = [f"--config={CONFIG}", *argv]
+    argv = with_config(sys.argv[1:] if argv is None else argv)
     args, config = read_options_and_config(Args, argv, NAME, "Count the least work a stage.")
     report = begin_report(NAME, argv, args, config)
+    network = trace(config, args)
     rows: list[dict[str, Any]] = []
     for program, training in (("training", True), ("inference", False)):
-        stages = [*network_stages(config, args, training), *other_stages(config, args, training)]
+        stages = [*network_stages(network, args, training), *other_stages(config, network, args, training)]
         rows += [row_of(program, stage, work, args.batch) for stage, work in stages]
         mine = [row for row in rows if row["program"] == program]
         rows.append({
@@ -198,9 +206,10 @@ def main(argv: Sequence[str] | None = None) -> Report:
 
 def moved_by_stage(text: str, images: int) -> dict[str, float]:
     """Bytes an image that a compiled step moves; a fusion counts where its last operation belongs."""
-    total = dict.fromkeys((stage for stage, _ in (*STAGES, *REST)), 0.0)
+    stages = (*STAGES, *REST)  # the last one takes everything
+    total = dict.fromkeys((stage for stage, _ in stages), 0.0)
     for origin, size in hbm_bytes_by_operation(text).items():
-        total[next(stage for stage, pattern in (*STAGES, *REST) if re.search(pattern, origin))] += size / images
+        total[str(stage_of(origin, stages))] += size / images
     return total
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from benchmarks.common import Program, compile_program, mesh_of
 from benchmarks.task import Run, Task
+from benchmarks.train_step import compile_step, standing_still
 from tood_jax.assigners.atss import assign_atss_batch
 from tood_jax.assigners.task_aligned import assign_task_aligned_batch
 from tood_jax.build import build_model
@@ -18,10 +19,7 @@ from tood_jax.detectors.detector import canvas_pyramid
 from tood_jax.evaluation.predict import compile_detect_step
 from tood_jax.networks.deformable import deformable_conv
 from tood_jax.postprocess import nms
-from tood_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tood_jax.training.sharding import put_batch, replicated
-from tood_jax.training.state import TrainState
-from tood_jax.training.step import compile_train_step
 
 Made = tuple[Run, Program]
 
@@ -40,30 +38,11 @@ def runs(task: Task) -> dict[str, Callable[[], Made]]:
 
 
 def _training(task: Task) -> Made:
-    """The product's step in its task-aligned phase; of a learning rate that changes nothing."""
-    config = dataclasses.replace(
-        task.config,
-        train=dataclasses.replace(task.config.train, batch_size=len(task.batch.images)),
-        optimizer=dataclasses.replace(task.config.optimizer, learning_rate=1e-12),
-        learning=dataclasses.replace(task.config.learning, warmup_epochs=0),
-    )
-    mesh, model = mesh_of(1), build_model(config, task.classes)
-    schedule = learning_rate_schedule(
-        config.optimizer, batch_size=config.train.batch_size, steps_per_epoch=1000, epochs=config.train.epochs
-    )
-    optimizer = make_optimizer(config, schedule)
-    params, batch_stats = jax.device_put(_params_and_stats(task), replicated(mesh))
-    ema = {} if config.optimizer.ema_decay is None else params
-    state = jax.device_put(TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema), replicated(mesh))
-    batch = put_batch(task.batch, mesh)
-    program = compile_program(compile_train_step(model, config, optimizer, schedule, 1000, mesh), state, batch)
-
-    def run() -> Any:
-        nonlocal state
-        state, metrics = program.run(state, batch)
-        return metrics
-
-    return run, program
+    """The product's step in its task-aligned phase."""
+    config = standing_still(task.config, len(task.batch.images))
+    config = dataclasses.replace(config, learning=dataclasses.replace(config.learning, warmup_epochs=0))
+    program, step = compile_step(config, task.classes, _params_and_stats(task), task.batch, mesh_of(1))
+    return functools.partial(step, 0), program
 
 
 def _inference(task: Task) -> Made:

@@ -9,15 +9,18 @@ are noise and weights are scaled noise; the learning rate is set to 1e-12, so th
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from benchmarks.common import (
     ModelOptions,
+    Program,
     Report,
     begin_report,
     compile_program,
@@ -33,10 +36,12 @@ from benchmarks.common import (
     read_options_and_config,
 )
 from tood_jax.build import build_model
+from tood_jax.config import Config
 from tood_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tood_jax.training.sharding import put_batch, replicated
 from tood_jax.training.state import TrainState
 from tood_jax.training.step import compile_train_step, warmup_steps
+from tood_jax.types import Batch
 
 NAME = "train_step"
 STEPS_PER_EPOCH = 1000  # any number: it only places the end of the warm-up
@@ -50,26 +55,58 @@ class Args(ModelOptions):
     """Objects an image; padded to the config's data.max_objects."""
 
 
+def standing_still(config: Config, images: int) -> Config:
+    """For steps of so many images, at a learning rate that changes nothing, so that repeats do the same work."""
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, batch_size=images),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-12),
+    )
+
+
+def compile_step(
+    config: Config, num_classes: int, variables: tuple[Any, Any], batch: Batch, mesh: Mesh
+) -> tuple[Program, Callable[[int], Any]]:
+    """The product's step, and a run of it from a given step count.
+
+    Args:
+        variables: (params, batch_stats), on the host.
+        batch: on the host.
+
+    Returns:
+        The program, and number → (state, metrics); a run uses up the state's buffers of the run before.
+    """
+    model = build_model(config, num_classes)
+    schedule = learning_rate_schedule(
+        config.optimizer,
+        batch_size=config.train.batch_size,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        epochs=config.train.epochs,
+    )
+    optimizer = make_optimizer(config, schedule)
+    params, batch_stats = variables
+    ema = {} if config.optimizer.ema_decay is None else params
+    everywhere = replicated(mesh)
+    state = jax.device_put(TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema), everywhere)
+    placed = put_batch(batch, mesh)
+    step = compile_train_step(model, config, optimizer, schedule, STEPS_PER_EPOCH, mesh)
+    program = compile_program(step, state, placed)
+
+    def run(number: int) -> Any:
+        nonlocal state
+        state, metrics = program.run(state._replace(step=jax.device_put(np.int32(number), everywhere)), placed)
+        return state, metrics
+
+    return program, run
+
+
 def main(argv: Sequence[str] | None = None) -> Report:
     """Measure, print, write."""
     argv = sys.argv[1:] if argv is None else argv
     args, config = read_options_and_config(Args, argv, NAME, "Time one training step in both phases.")
-    config = dataclasses.replace(
-        config,
-        train=dataclasses.replace(config.train, batch_size=args.batch),
-        optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-12),
-    )
+    config = standing_still(config, args.batch)
     report = begin_report(NAME, argv, args, config)
-    mesh = mesh_of(args.devices)
-    model = build_model(config, args.classes)
-    schedule = learning_rate_schedule(
-        config.optimizer, batch_size=args.batch, steps_per_epoch=STEPS_PER_EPOCH, epochs=config.train.epochs
-    )
-    optimizer = make_optimizer(config, schedule)
-    params, batch_stats = filled_variables(model, args.seed)
-    ema = {} if config.optimizer.ema_decay is None else params
-    everywhere = replicated(mesh)
-    state = jax.device_put(TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema), everywhere)
+    variables = filled_variables(build_model(config, args.classes), args.seed)
     batch = random_batch(
         args.batch,
         args.height,
@@ -79,15 +116,12 @@ def main(argv: Sequence[str] | None = None) -> Report:
         classes=args.classes,
         seed=args.seed,
     )
-    batch = put_batch(batch, mesh)
-    step = compile_train_step(model, config, optimizer, schedule, STEPS_PER_EPOCH, mesh)
-    program = compile_program(step, state, batch)
+    program, step = compile_step(config, args.classes, variables, batch, mesh_of(args.devices))
     metrics: dict[str, dict[str, float]] = {}
 
-    def run(phase: str, number: int):
-        """One step from a given step count; the state's buffers are used up and replaced."""
-        nonlocal state
-        state, found = program.run(state._replace(step=jax.device_put(np.int32(number), everywhere)), batch)
+    def run(phase: str, number: int) -> TrainState:
+        """One step from a given step count."""
+        state, found = step(number)
         metrics[phase] = {name: float(found[name]) for name in ("loss", "finite", "task_aligned") if name in found}
         return state
 
@@ -130,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
             ]
         ],
     )
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables[0]))
     return finish_report(report, args, parameters=parameters, program=about, results=results)
 
 

@@ -30,11 +30,11 @@ from benchmarks.common import (
     ms,
     print_table,
     read_options_and_config,
+    with_config,
 )
 from benchmarks.task import Run, Sizes, make_task
 
 NAME = "versus_torch"
-CONFIG = "configs/tood_r50_fpn_1x_coco.py"
 OURS = "tood_jax"
 SAMPLE_SECONDS = 0.002  # between looks at the process's memory
 
@@ -51,9 +51,7 @@ class Args(Sizes):
 
 def main(argv: Sequence[str] | None = None) -> Report:
     """Measure, print, write."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not any(word.startswith("--config") for word in argv):
-        argv = [f"--config={CONFIG}", *argv]
+    argv = with_config(sys.argv[1:] if argv is None else argv)
     args, config = read_options_and_config(Args, argv, NAME, "Race the plain PyTorch TOOD.")
     try:
         from benchmarks import peers

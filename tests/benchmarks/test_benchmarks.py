@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import assigners, deformable, floors, inference, nms, table1, train_step
-from benchmarks.common import interleaved, print_table, random_batch, read_options, spread
+from benchmarks.common import R50, interleaved, print_table, random_batch, read_options, spread
 from benchmarks.products import products
 from tests.tiny import IMAGE_SIDE, tiny_config
 from tood_jax.cli.options import load_config
@@ -240,7 +240,7 @@ def test_versus_torch(measured, capsys):
 def test_floors(measured, capsys):
     rows = measured(floors, "--height=64", "--width=96", "--classes=4", "--batch=2")["results"]
     found = {(row["program"], row["stage"]): row for row in rows}
-    counts = table1.count(load_config(str(ROOT / floors.CONFIG)), 4, 64, 96)
+    counts = table1.count(load_config(str(ROOT / R50)), 4, 64, 96)
     assert found["inference", "all"]["multiply_adds"] == counts.multiply_adds
     cells = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1
     maps, kernels = 6 * 256 * cells, 6 * (9 * 256 * 256 + 2 * 256)  # 256 channels; a norm's scale and bias

@@ -77,9 +77,10 @@ def hbm_bytes_by_operation(text: str) -> Counter[str]:
             total[origin[1] if origin else ""] += _moved(one, program)
             if one.kind in ("while", "conditional"):
                 called = [name for pair in _CALLS.findall(one.line) for name in "".join(pair).split(",")]
+                rounds = _rounds(one, program)
                 for name in called:
                     for inner, moved in of(name.strip().lstrip("%")).items():
-                        total[inner] += _rounds(one, program) * moved
+                        total[inner] += rounds * moved
         return total
 
     return of(program.entry)

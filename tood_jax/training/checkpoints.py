@@ -284,9 +284,9 @@ class CheckpointStore:
                 logging.getLogger(__name__).debug("closing after a failed save", exc_info=True)
         if _is_disk_trouble(error):
             text = str(error).strip() or type(error).__name__
-            reason = next((known for known in _DISK_TROUBLE if known in text), text.splitlines()[0][:300])
-            if where := re.match(r"in process \d+", text):
-                reason = f"{where[0]}: {reason.removeprefix(where[0]).lstrip(': ')}"
+            where = "".join(re.findall(r"^in process \d+: ", text))
+            first_line = text.removeprefix(where).splitlines()[0][:300]
+            reason = where + next((known for known in _DISK_TROUBLE if known in text), first_line)
             self._say(f"warning: checkpoint {step} was NOT saved ({reason}); training goes on till the next save")
         try:
             self._tidy()
