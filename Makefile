@@ -5,7 +5,7 @@ PYTEST := $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile $(OPTIONS)
 DEMO_DATA := build/demo_data
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help env demo test test-slow test-torch test-long torch lint types clean-demo
+.PHONY: help env demo test test-slow test-torch test-long torch bench bench-gpu lint types clean-demo
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,12 @@ test-long: torch  ## both
 
 torch: env  ## PyTorch's CPU build into .venv, once
 	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install --quiet --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
+
+bench: env  ## speed of the main pieces beside the committed figures (some minutes)
+	@$(PY) -m benchmarks.bench
+
+bench-gpu: env  ## all that is measured on a GPU, into benchmarks/results/gpu (needs jax[cuda12] and a GPU's build of PyTorch)
+	@JAX_PLATFORMS=cuda $(PY) -m benchmarks.bench --set gpu
 
 lint: env  ## ruff
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -1,9 +1,13 @@
-"""Time and memory of the two assigners against the number of objects.
+"""Time and memory of the two assigners against the number of objects, beside the plain PyTorch ones.
 
-    python -m benchmarks.assigners --objects 1 10 100 1000 5000
+    python -m benchmarks.assigners --objects 1 10 100 1000 5000 --batch 16
 
 Objects are worked off in chunks of 64, so that memory follows the chunk and not the objects. For comparison the same
 assignment is also compiled, but not run, with all objects in one piece: `memory_in_one_piece`.
+
+PyTorch's (`tood_jax.torch_reference`; pip install torch==2.13.0) takes image after image and object after object. Its
+memory is what the process grew by in its first run; on a GPU, the most that its allocator held. --peer False leaves it
+out.
 
 Axes: B images · N cells · M objects · C classes.
 """
@@ -12,10 +16,11 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from benchmarks import ours
 from benchmarks.common import (
     Options,
     Report,
@@ -27,16 +32,14 @@ from benchmarks.common import (
     ms,
     print_table,
     random_batch,
-    random_predictions,
     read_options,
 )
-from tood_jax.assigners.atss import assign_atss_batch
-from tood_jax.assigners.task_aligned import assign_task_aligned_batch
-from tood_jax.config import HeadConfig
-from tood_jax.detectors.detector import canvas_pyramid
-from tood_jax.geometry.pyramid import cells_in_image
+from benchmarks.first_run import first_run
+from benchmarks.task import Run, ToAssign, make_to_assign
+from tood_jax.config import LearningConfig
 
 NAME = "assigners"
+LEARNING = LearningConfig()
 
 
 @dataclass(frozen=True)
@@ -53,73 +56,86 @@ class Args(Options):
     """Canvas width, pixels."""
     classes: int = 80
     """C."""
-
-
-def assigner_calls(args: Args, objects: int) -> dict[str, tuple[Callable, tuple]]:
-    """Each assigner and its arguments for M objects an image; the functions take `chunk`."""
-    batch = random_batch(
-        args.batch,
-        args.height,
-        args.width,
-        objects=objects,
-        max_objects=objects,
-        classes=args.classes,
-        seed=args.seed,
-    )
-    cells = canvas_pyramid(batch)
-    pred = random_predictions(batch, args.classes, args.seed)
-    valid = cells_in_image(cells, jnp.asarray(batch.sizes))
-    boxes = pred.boxes * cells.strides[:, None]
-    atss = functools.partial(assign_atss_batch, level_slices=cells.level_slices)
-    return {
-        "task_aligned": (
-            assign_task_aligned_batch,
-            (pred.scores, boxes, cells.points, valid, batch.gt_boxes, batch.gt_labels, batch.gt_mask),
-        ),
-        "atss": (atss, (cells.anchors(HeadConfig().anchor_scale), valid, batch.gt_boxes, batch.gt_mask)),
-    }
+    peer: bool = True
+    """Race PyTorch's too."""
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
     """Measure, print, write."""
     argv = sys.argv[1:] if argv is None else argv
     args = read_options(Args, argv, NAME, "Time and memory of the assigners against the number of objects.")
+    theirs, peak = _peer() if args.peer else (None, lambda: None)
     report = begin_report(NAME, argv, args)
-    cases, rows = {}, {}
+    results = []
     for objects in args.objects:
-        for name, (assign, host_arguments) in assigner_calls(args, objects).items():
-            arguments = jax.device_put(host_arguments)
-            program = compile_program(jax.jit(assign), *arguments)
-            whole = compile_program(jax.jit(functools.partial(assign, chunk=objects)), *arguments)
-            positives = int((program.run(*arguments).gt_index >= 0).sum())
-            cases[f"{name}, {objects}"] = functools.partial(program.run, *arguments)
-            rows[f"{name}, {objects}"] = {
-                "assigner": name,
-                "objects": objects,
-                "positives": positives,
-                "program": program.about,
-                "memory_in_one_piece": whole.about["memory"],
-            }
-    timings = interleaved(cases, args.repeats)
-    results = [{**row, **timings[name]} for name, row in rows.items()]
+        batch = random_batch(
+            args.batch,
+            args.height,
+            args.width,
+            objects=objects,
+            max_objects=objects,
+            classes=args.classes,
+            seed=args.seed,
+        )
+        given = make_to_assign(batch, args.classes, args.seed)
+        for name, (assign, arguments) in ours.assigners(given, LEARNING).items():
+            cases, row = _prepare(assign, jax.device_put(arguments), chunk=objects)
+            if theirs:
+                cases["torch"] = theirs(given, LEARNING, name)
+                row["torch_memory"] = first_run(cases["torch"], peak)["grown_bytes"]
+            timings = interleaved(cases, args.repeats)
+            results.append({"assigner": name, "objects": objects, **row, **timings["ours"]})
+            if theirs:
+                results[-1]["torch"] = timings["torch"]
+            print(f"{name}, {objects}: {timings['ours']['median_seconds']:.3f} s", flush=True)
     results.sort(key=lambda row: row["assigner"], reverse=True)
     print_table(
         f"Assigners, batch {args.batch}, {args.height} × {args.width}, {args.classes} classes; MiB of temporaries",
-        ["assigner", "objects", "ms: median (min–max)", "compile, s", "chunks, MiB", "one piece, MiB", "positives"],
         [
-            [
-                r["assigner"],
-                r["objects"],
-                ms(r),
-                r["program"]["compile_seconds"],
-                mebi(r["program"]["memory"] and r["program"]["memory"]["temporaries"]),
-                mebi(r["memory_in_one_piece"] and r["memory_in_one_piece"]["temporaries"]),
-                r["positives"],
-            ]
-            for r in results
+            "assigner",
+            "objects",
+            "ms: median (min–max)",
+            "MiB",
+            "in one piece",
+            "torch, ms",
+            "/ ours",
+            "MiB",
+            "positives",
         ],
+        [_line(row) for row in results],
     )
     return finish_report(report, args, results=results)
+
+
+def _peer() -> tuple[Callable[[ToAssign, LearningConfig, str], Run], Callable[[], int | None]]:
+    """PyTorch's assigner of a row, and its allocator's peak."""
+    try:
+        from benchmarks import peers
+    except ImportError as error:
+        raise SystemExit(f"The peer is PyTorch: pip install torch==2.13.0, or --peer False ({error}).") from None
+    peers.use_device("cuda" if jax.default_backend() == "gpu" else "cpu")
+    return peers.assigner, peers.peak_bytes
+
+
+def _prepare(assign: Callable, arguments: tuple, chunk: int) -> tuple[dict[str, Run], dict[str, Any]]:
+    program = compile_program(jax.jit(assign), *arguments)
+    whole = compile_program(jax.jit(functools.partial(assign, chunk=chunk)), *arguments)
+    about = {
+        "positives": int((program.run(*arguments).gt_index >= 0).sum()),
+        "program": program.about,
+        "memory_in_one_piece": whole.about["memory"],
+    }
+    return {"ours": functools.partial(program.run, *arguments)}, about
+
+
+def _line(row: dict[str, Any]) -> list[Any]:
+    memories = (row["program"]["memory"], row["memory_in_one_piece"])
+    mine = [mebi(memory and memory["temporaries"]) for memory in memories]
+    theirs = [None] * 3
+    if "torch" in row:
+        ratio = row["torch"]["median_seconds"] / row["median_seconds"]
+        theirs = [ms(row["torch"]), ratio, mebi(row["torch_memory"])]
+    return [row["assigner"], row["objects"], ms(row), *mine, *theirs, row["positives"]]
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.common import Program, compile_program, mesh_of
-from benchmarks.task import Run, Task
+from benchmarks.task import ATSS, TASK_ALIGNED, Run, Task, ToAssign
 from benchmarks.train_step import compile_step, standing_still
 from tood_jax.assigners.atss import assign_atss_batch
 from tood_jax.assigners.task_aligned import assign_task_aligned_batch
 from tood_jax.build import build_model
-from tood_jax.config import HeadConfig
+from tood_jax.config import HeadConfig, LearningConfig
 from tood_jax.detectors.detector import canvas_pyramid
 from tood_jax.evaluation.predict import compile_detect_step
 from tood_jax.networks.deformable import deformable_conv
@@ -29,8 +29,8 @@ def runs(task: Task) -> dict[str, Callable[[], Made]]:
     return {
         "training step": lambda: _training(task),
         "inference with NMS": lambda: _inference(task),
-        "task-aligned assigner": lambda: _task_aligned(task),
-        "ATSS": lambda: _atss(task),
+        TASK_ALIGNED: lambda: _assigner(task, TASK_ALIGNED),
+        ATSS: lambda: _assigner(task, ATSS),
         "NMS": lambda: _nms(task),
         "DCNv2, forward": lambda: _deformable(task, gradient=False),
         "DCNv2, forward and gradient": lambda: _deformable(task, gradient=True),
@@ -51,19 +51,27 @@ def _inference(task: Task) -> Made:
     return _of(step, *jax.device_put(_params_and_stats(task), replicated(mesh)), put_batch(task.batch, mesh))
 
 
-def _task_aligned(task: Task) -> Made:
-    learning, batch = task.config.learning, task.batch
-    assign = functools.partial(assign_task_aligned_batch, topk=learning.topk, alpha=learning.alpha, beta=learning.beta)
-    points = canvas_pyramid(batch).points
-    truth = (batch.gt_boxes, batch.gt_labels, batch.gt_mask)
-    return _of(jax.jit(assign), *jax.device_put((task.scores, task.boxes, points, task.valid, *truth)))
-
-
-def _atss(task: Task) -> Made:
-    batch, cells = task.batch, canvas_pyramid(task.batch)
-    assign = functools.partial(assign_atss_batch, level_slices=cells.level_slices, topk=task.config.learning.atss_topk)
+def assigners(given: ToAssign, learning: LearningConfig) -> dict[str, tuple[Callable, tuple]]:
+    """Each assigner, by its row, and its arguments; the functions take `chunk`."""
+    scores, boxes, valid, batch, cells = (
+        given.scores,
+        given.boxes,
+        given.valid,
+        given.batch,
+        canvas_pyramid(given.batch),
+    )
+    atss = functools.partial(assign_atss_batch, level_slices=cells.level_slices, topk=learning.atss_topk)
+    aligned = functools.partial(assign_task_aligned_batch, topk=learning.topk, alpha=learning.alpha, beta=learning.beta)
     anchors = cells.anchors(HeadConfig().anchor_scale)
-    return _of(jax.jit(assign), *jax.device_put((anchors, task.valid, batch.gt_boxes, batch.gt_mask)))
+    return {
+        TASK_ALIGNED: (aligned, (scores, boxes, cells.points, valid, batch.gt_boxes, batch.gt_labels, batch.gt_mask)),
+        ATSS: (atss, (anchors, valid, batch.gt_boxes, batch.gt_mask)),
+    }
+
+
+def _assigner(task: Task, row: str) -> Made:
+    assign, arguments = assigners(task.to_assign, task.config.learning)[row]
+    return _of(jax.jit(assign), *jax.device_put(arguments))
 
 
 def _nms(task: Task) -> Made:

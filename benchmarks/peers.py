@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.task import Run, Task
+from benchmarks.task import ATSS, TASK_ALIGNED, Run, Task, ToAssign
+from tood_jax.config import LearningConfig
 from tood_jax.geometry.pyramid import level_shapes
 from tood_jax.torch_reference.assigners import Objects, assign_atss, assign_task_aligned
 from tood_jax.torch_reference.boxes import cells_of
@@ -45,7 +46,7 @@ def peak_bytes() -> int | None:
 def runs(peer: str, task: Task) -> dict[str, Callable[[], Run]]:
     """What a peer can do, by row: calling a value prepares the work and returns it."""
     if peer == ULTRALYTICS:
-        return {"task-aligned assigner": lambda: _ultralytics(task)}
+        return {TASK_ALIGNED: lambda: _ultralytics(task)}
     networks: dict[str, Callable[[], Run]] = {
         "training step": lambda: _training(peer, task),
         "inference with NMS": lambda: _inference(peer, task),
@@ -60,8 +61,8 @@ def runs(peer: str, task: Task) -> dict[str, Callable[[], Run]]:
         return networks | deformable
     return {
         **networks,
-        "task-aligned assigner": lambda: _assigner(task, aligned=True),
-        "ATSS": lambda: _assigner(task, aligned=False),
+        TASK_ALIGNED: lambda: assigner(task.to_assign, task.config.learning, TASK_ALIGNED),
+        ATSS: lambda: assigner(task.to_assign, task.config.learning, ATSS),
         "NMS": lambda: _nms(task),
         **deformable,
     }
@@ -116,15 +117,15 @@ def _inference(peer: str, task: Task) -> Run:
     return run
 
 
-def _assigner(task: Task, *, aligned: bool) -> Run:
-    scores, boxes, valid = map(_tensor, (task.scores, task.boxes, task.valid))
-    cells = cells_of(level_shapes(*task.batch.images.shape[1:3]), scores)
-    objects = [Objects(*of_image) for of_image in real_objects(task.batch)]
-    learning = task.config.learning
+def assigner(given: ToAssign, learning: LearningConfig, row: str) -> Run:
+    """The plain assigner of a row, image after image."""
+    scores, boxes, valid = map(_tensor, given[1:])
+    cells = cells_of(level_shapes(*given.batch.images.shape[1:3]), scores)
+    objects = [Objects(*of_image) for of_image in real_objects(given.batch)]
 
     def run() -> None:
         for i, truth in enumerate(objects):
-            if aligned:
+            if row == TASK_ALIGNED:
                 assign_task_aligned(
                     scores[i], boxes[i], cells, valid[i], truth,
                     topk=learning.topk, alpha=learning.alpha, beta=learning.beta,
@@ -142,7 +143,7 @@ def _ultralytics(task: Task) -> Run:
 
     learning = task.config.learning
     assigner = TaskAlignedAssigner(learning.topk, task.classes, learning.alpha, learning.beta)
-    scores, boxes = _tensor(task.scores), _tensor(task.boxes)
+    scores, boxes = _tensor(task.to_assign.scores), _tensor(task.to_assign.boxes)
     points = cells_of(level_shapes(*task.batch.images.shape[1:3]), scores).points
     labels = _tensor(task.batch.gt_labels)[..., None].long()
     gt_boxes, mask = _tensor(task.batch.gt_boxes), _tensor(task.batch.gt_mask)[..., None]
@@ -183,6 +184,30 @@ def _deformable(peer: str, task: Task, *, gradient: bool) -> Run:
         _wait()
 
     return run
+
+
+def convolution(x: np.ndarray, kernel: np.ndarray, stride: int, dtype: str) -> dict[str, Run]:
+    """A convolution of a map NHWC and a kernel HWIO, and its two gradients, in PyTorch's own layout."""
+    given = (_tensor(x).permute(0, 3, 1, 2), _tensor(kernel).permute(3, 2, 0, 1))
+    of_map, of_kernel = (one.to(getattr(torch, dtype)).contiguous().requires_grad_() for one in given)
+    padding = kernel.shape[0] // 2
+    out = torch.nn.functional.conv2d(of_map, of_kernel, stride=stride, padding=padding)
+    cotangent = torch.ones_like(out)
+
+    def forward() -> None:
+        with torch.no_grad():
+            torch.nn.functional.conv2d(of_map, of_kernel, stride=stride, padding=padding)
+        _wait()
+
+    def gradient(to: Tensor) -> None:
+        torch.autograd.grad(out, to, cotangent, retain_graph=True)
+        _wait()
+
+    return {
+        "forward": forward,
+        "to the map": lambda: gradient(of_map),
+        "to the kernel": lambda: gradient(of_kernel),
+    }
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -13,14 +13,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
 from benchmarks.common import ROOT, print_table
 
 FOLDER = ROOT / "benchmarks" / "results" / "pods"
-SLICES = {"v5e-8": "v5e:2x4", "v5e-256": "v5e:16x16", "v6e-8": "v6e:2x4", "v5p-64": "v5p:4x4x4"}
+SLICES = {
+    "v5e-8": "v5e:2x4",
+    "v5e-256": "v5e:16x16",
+    "v6e-8": "v6e:2x4",
+    "v5p-64": "v5p:4x4x4",
+    "tpu7x-4": "tpu7x:2x2x1",
+}
 CONFIGS = {
     "r50": "tood_r50_fpn_1x_coco",
     "x101_dcn": "tood_x101_64x4d_fpn_dconv_c4_c5_ms_2x_coco",
@@ -43,9 +49,11 @@ class Args:
     """Options of the door."""
 
     compile: tuple[str, ...] = ()
-    """Slices to compile again: v5e-8, v5e-256, v6e-8, v5p-64."""
+    """Slices to compile again: v5e-8, v5e-256, v6e-8, v5p-64, tpu7x-4 (four chips, eight devices)."""
     configs: tuple[str, ...] = tuple(CONFIGS)
     """Of these models."""
+    program: Literal["train", "evaluate"] = "train"
+    """Which step."""
     batch: int = 0
     """Images a chip; 0 searches the largest that fits."""
     effort: float = 0.0
@@ -62,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             compile_cell(config, slice_name, args)
     records = [json.loads(file.read_text()) for file in sorted(args.folder.glob("*.json"))]
     rows = [{**row, "of": record} for record in records for row in record["rows"]]
-    print_table("Training step, 800×1344, bfloat16", HEADER, [line(row) for row in rows])
+    for program, title in (("train", "Training step"), ("evaluate", "Evaluation step, with NMS")):
+        chosen = [line(row) for row in rows if row["program"] == program]
+        if chosen:
+            print_table(f"{title}, 800×1344, bfloat16", HEADER, chosen)
     return rows
 
 
@@ -71,8 +82,9 @@ def compile_cell(config: str, slice_name: str, args: Args) -> None:
     if slice_name not in SLICES or config not in CONFIGS:
         raise SystemExit(f"{config} on {slice_name} isn't one of {', '.join(CONFIGS)} on {', '.join(SLICES)}.")
     batch = f"_{args.batch}images" if args.batch else ""
-    file = args.folder / f"{config}_{slice_name}{batch}_effort{args.effort:g}.json"
-    command = [sys.executable, "compile_for.py", "--topology", SLICES[slice_name], "--program", "train"]
+    step = "_evaluate" if args.program == "evaluate" else ""
+    file = args.folder / f"{config}{step}_{slice_name}{batch}_effort{args.effort:g}.json"
+    command = [sys.executable, "compile_for.py", "--topology", SLICES[slice_name], "--program", args.program]
     command += ["--config", f"configs/{CONFIGS[config]}.py", "--canvas", "800,1344", "--json", str(file)]
     command += ["--per_chip_batch", str(args.batch), "--train.precision=bfloat16", *OPTIONS]
     environment = {"JAX_PLATFORMS": "cpu", "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": str(args.effort)}

@@ -36,6 +36,8 @@ def products(jaxpr: Jaxpr) -> Iterator[Product]:
 def equations(jaxpr: Jaxpr, module: str = "", times: int = 1) -> Iterator[tuple[JaxprEqn, str, int]]:
     """Every operation, those inside of others too, its module, and how often it runs.
 
+    Of a choice only the last side counts: of a platform's, that is every other platform's.
+
     Raises ValueError for a while loop, whose number of turns isn't known.
     """
     for equation in jaxpr.eqns:
@@ -44,5 +46,7 @@ def equations(jaxpr: Jaxpr, module: str = "", times: int = 1) -> Iterator[tuple[
         inside = "/".join(part for part in (module, str(equation.source_info.name_stack)) if part)
         yield equation, inside, times
         turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inner in jaxprs_in_params(equation.params):
+        params = equation.params
+        chosen = {"branches": params["branches"][-1:]} if equation.primitive.name == "cond" else params
+        for inner in jaxprs_in_params(chosen):
             yield from equations(inner, inside, times * turns)

@@ -16,6 +16,7 @@ from tood_jax.geometry.pyramid import cells_in_image
 from tood_jax.types import Batch
 
 Run = Callable[[], object]
+TASK_ALIGNED, ATSS = "task-aligned assigner", "ATSS"  # rows that another benchmark has too
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,23 @@ class Sizes(ModelOptions):
     """Boxes that NMS gets."""
 
 
+class ToAssign(NamedTuple):
+    """What assigners get."""
+
+    batch: Batch
+    scores: np.ndarray  # [B, N, C], what a head might say
+    boxes: np.ndarray  # [B, N, 4] pixels
+    valid: np.ndarray  # [B, N]
+
+
+def make_to_assign(batch: Batch, classes: int, seed: int) -> ToAssign:
+    """Random predictions for the objects of a batch."""
+    pred, cells = random_predictions(batch, classes, seed), canvas_pyramid(batch)
+    boxes = np.asarray(pred.boxes * cells.strides[:, None])
+    valid = np.asarray(cells_in_image(cells, jnp.asarray(batch.sizes)))
+    return ToAssign(batch, np.asarray(pred.scores), boxes, valid)
+
+
 class Task(NamedTuple):
     """Inputs of every row."""
 
@@ -36,9 +54,7 @@ class Task(NamedTuple):
     variables: Any  # ours
     weights: Mapping[str, np.ndarray]  # by mmdetection's names
     batch: Batch
-    scores: np.ndarray  # [B, N, C], what a head might say
-    boxes: np.ndarray  # [B, N, 4] pixels
-    valid: np.ndarray  # [B, N]
+    to_assign: ToAssign
     candidates: tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes, scores, labels before NMS
     map: np.ndarray  # [B, H, W, I] of the deformable convolution
     offsets: np.ndarray  # [B, H, W, G, 9, 2]
@@ -58,7 +74,6 @@ def make_task(args: Sizes, config: Config) -> Task:
         classes=args.classes,
         seed=args.seed,
     )
-    pred, cells = random_predictions(batch, args.classes, args.seed), canvas_pyramid(batch)
     sizes = deformable.Args(batch=args.batch, height=args.height // 16, width=args.width // 16, seed=args.seed)
     offered = nms.Args(classes=args.classes, seed=args.seed)
     return Task(
@@ -67,9 +82,7 @@ def make_task(args: Sizes, config: Config) -> Task:
         weights.ours,
         weights.theirs,
         batch,
-        np.asarray(pred.scores),
-        np.asarray(pred.boxes * cells.strides[:, None]),
-        np.asarray(cells_in_image(cells, jnp.asarray(batch.sizes))),
+        make_to_assign(batch, args.classes, args.seed),
         nms.random_candidates(offered, args.candidates),
         *map(np.asarray, deformable.random_arrays(sizes)[:4]),
     )

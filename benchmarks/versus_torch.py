@@ -11,14 +11,12 @@ Memory is what the process grows by while the work runs for the first time; on a
 """
 
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import psutil
 
 from benchmarks import ours
 from benchmarks.common import (
@@ -32,11 +30,11 @@ from benchmarks.common import (
     read_options_and_config,
     with_config,
 )
+from benchmarks.first_run import first_run
 from benchmarks.task import Run, Sizes, make_task
 
 NAME = "versus_torch"
 OURS = "tood_jax"
-SAMPLE_SECONDS = 0.002  # between looks at the process's memory
 
 
 @dataclass(frozen=True)
@@ -90,28 +88,6 @@ def main(argv: Sequence[str] | None = None) -> Report:
         [[r["row"], r["side"], ms(r), r["over_ours"], r["first_run_seconds"], mebi(r["grown_bytes"])] for r in results],
     )
     return finish_report(report, args, results=results)
-
-
-def first_run(run: Run, device_peak: Callable[[], int | None]) -> dict[str, Any]:
-    """Seconds of the first run (ours is compiled before; a peer compiles in it), and the memory that it took."""
-    process, stop, peak = psutil.Process(), threading.Event(), [0]
-
-    def watch() -> None:
-        while not stop.wait(SAMPLE_SECONDS):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    device_peak()
-    before = process.memory_info().rss
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    started = time.perf_counter()
-    jax.block_until_ready(run())
-    seconds = time.perf_counter() - started
-    stop.set()
-    watcher.join()
-    on_device = device_peak()
-    grown = max(0, peak[0] - before) if on_device is None else on_device
-    return {"first_run_seconds": seconds, "grown_bytes": grown}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ Axes: B = 2 images · H, W = 128, 160 pixels · M = 6 padded objects · N cells 
 
 import copy
 import dataclasses
+import functools
 import json
+import operator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -64,9 +66,12 @@ class ReluAccident(NamedTuple):
 
 
 RELU_ACCIDENTS = {
-    R50: ReluAccident("tal", ("head", "inter_5_norm"), 1, (0, 7, 3), 123, -2.5e-5),
-    X101: ReluAccident("tal", ("head", "inter_1_norm"), 0, (0, 5, 14), 244, 1.2e-5),
-    FCOS: ReluAccident("atss", ("head", "reg_tower", "conv_2_norm"), 0, (0, 10, 11), 91, 4e-6),
+    R50: (
+        ReluAccident("tal", ("head", "inter_5_norm"), 1, (0, 7, 3), 123, -2.5e-5),
+        ReluAccident("tal", ("head", "cls_alignment_0"), 0, (1, 6, 14), 40, -1e-5),
+    ),
+    X101: (ReluAccident("tal", ("head", "inter_1_norm"), 0, (0, 5, 14), 244, 1.2e-5),),
+    FCOS: (ReluAccident("atss", ("head", "reg_tower", "conv_2_norm"), 0, (0, 10, 11), 91, 4e-6),),
 }
 
 
@@ -153,9 +158,9 @@ class GoldenModel:
 
     @cached_property
     def forward(self):
-        """(predictions, C2–C5, P3–P7, the pre-activations of the ReLU accident's layer a level), and detections."""
-        accident = RELU_ACCIDENTS.get(self.name)
-        names = ("backbone", "neck", *([accident.layer[-1]] if accident else []))
+        """(predictions, C2–C5, P3–P7, the pre-activations of the ReLU accidents' layers a level), and detections."""
+        accidents = RELU_ACCIDENTS.get(self.name, ())
+        names = ("backbone", "neck", *(accident.layer[-1] for accident in accidents))
 
         @jax.jit
         def run(variables, images):
@@ -167,9 +172,9 @@ class GoldenModel:
             )
             state = state["intermediates"]
             c, p = state["backbone"]["__call__"][0], state["neck"]["__call__"][0]
-            before_relu = state
-            for name in (*accident.layer, "__call__") if accident else ():
-                before_relu = before_relu[name]
+            before_relu = [
+                functools.reduce(operator.getitem, (*accident.layer, "__call__"), state) for accident in accidents
+            ]
             return pred, c, p, before_relu, detections(pred, self.batch, self.config)
 
         return jax.device_get(run(self.variables, self.images))
@@ -197,13 +202,12 @@ class GoldenModel:
         return self.value_and_grad(self.variables["params"] if params is None else params, boxes, mask, aligned)
 
     def nudged_params(self, phase: str):
-        """The parameters with the ReLU accident's nudge where it belongs."""
-        params, accident = self.variables["params"], RELU_ACCIDENTS.get(self.name)
-        if accident and accident.phase == phase:
-            layer = params = copy.deepcopy(params)
-            for name in accident.layer:
-                layer = layer[name]
-            layer["norm"]["bias"][accident.channel] += accident.nudge
+        """The parameters with the ReLU accidents' nudges where they belong."""
+        params = copy.deepcopy(self.variables["params"])
+        for accident in RELU_ACCIDENTS.get(self.name, ()):
+            if accident.phase == phase:
+                layer = functools.reduce(operator.getitem, accident.layer, params)
+                layer.get("norm", layer)["bias"][accident.channel] += accident.nudge
         return params
 
     def gradients(self, phase: str) -> dict[str, np.ndarray]:

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 
-from benchmarks import assigners, deformable, floors, inference, nms, table1, train_step
+from benchmarks import assigners, bench, convolutions, deformable, floors, inference, nms, table1, train_step
 from benchmarks.common import R50, interleaved, print_table, random_batch, read_options, spread
 from benchmarks.products import products
 from tests.tiny import IMAGE_SIDE, tiny_config
@@ -21,7 +22,8 @@ from tood_jax.cli.options import load_config
 from tood_jax.config import save_config
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("train_step", "inference", "assigners", "nms", "input_pipeline", "decoding", "deformable", "table1", "floors")
+NAMES = ["train_step", "inference", "assigners", "nms", "input_pipeline", "decoding", "deformable", "table1", "floors"]
+NAMES += ["convolutions", "counts"]
 HEAD = {"benchmark", "date", "command", "commit", "machine", "versions", "options", "memory", "results"}
 TIMING = {"median_seconds", "min_seconds", "max_seconds", "quartile_seconds", "all_seconds"}
 PROGRAM = {"trace_seconds", "compile_seconds", "flops", "bytes_accessed", "memory"}
@@ -94,12 +96,26 @@ def test_inference(measured, config_file):
 
 
 def test_assigners(measured):
+    report = measured(assigners, "--objects", "2", "70", "--peer=False", *SIZE)
+    check_assigners(report)
+
+
+@pytest.mark.torch
+def test_assigners_beside_torch(measured, capsys):
     report = measured(assigners, "--objects", "2", "70", *SIZE)
+    check_assigners(report)
+    for row in report["results"]:
+        check_timing(row["torch"])
+        assert row["torch_memory"] >= 0
+    assert "torch, ms" in capsys.readouterr().out
+
+
+def check_assigners(report):
     assert [(row["assigner"], row["objects"]) for row in report["results"]] == [
-        ("task_aligned", 2),
-        ("task_aligned", 70),
-        ("atss", 2),
-        ("atss", 70),
+        ("task-aligned assigner", 2),
+        ("task-aligned assigner", 70),
+        ("ATSS", 2),
+        ("ATSS", 70),
     ]
     for row in report["results"]:
         check_timing(row)
@@ -213,6 +229,57 @@ def test_table1_of_all_configs(measured, monkeypatch, tmp_path):
     assert row["config"] == "small"
     assert row["counts"]["trained"] == row["counts"]["parameters"] > row["counts"]["head_parameters"] > 0
     assert row["counts"]["multiply_adds"] > row["counts"]["head_multiply_adds"] > 0
+
+
+def test_convolutions(measured, monkeypatch):
+    monkeypatch.setattr(convolutions, "SHAPES", {"small": (8, 3, 2, 8, 16), "point": (4, 1, 1, 4, 8)})
+    rows = measured(convolutions, "--height=64", "--width=64", "--peer=False")["results"]
+    assert [(row["convolution"], row["what"]) for row in rows[2:4]] == [
+        ("small", "to the kernel"),
+        ("point", "forward"),
+    ]
+    for row in rows:
+        check_timing(row["tood_jax"])
+        check_timing(row["XLA"])
+
+
+@pytest.mark.torch
+def test_convolutions_beside_torch(measured, monkeypatch):
+    monkeypatch.setattr(convolutions, "SHAPES", {"small": (8, 3, 2, 8, 16)})
+    for row in measured(convolutions, "--height=64", "--width=64")["results"]:
+        check_timing(row["torch"])
+
+
+def test_bench_beside_what_was_committed(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(bench, "COMMITTED", tmp_path / "bench.json")
+    small = {"nms": "nms --candidates 60 --detections 10", "broken": "nms --candidates none"}
+    monkeypatch.setattr(bench, "SETS", {**bench.SETS, "short": small})
+    argv = [f"--folder={tmp_path}", "--extra=--repeats 2"]
+    found = bench.main([*argv, "--only", "nms", "--keep"])
+    assert found["nms"].keys() == {"60, ours", "60, numpy"}
+    capfd.readouterr()
+    with pytest.raises(SystemExit, match="Failed: broken"):
+        bench.main(argv)
+    out = capfd.readouterr().out
+    ours = next(line for line in out.splitlines() if "60, ours" in line)
+    committed, ratio = (float(cell) for cell in ours.split("|")[-3:-1])
+    assert committed == pytest.approx(found["nms"]["60, ours"] * 1e3, rel=0.01)
+    assert ratio > 0
+    with pytest.raises(SystemExit, match="speed must be among nms, broken"):
+        bench.main(["--only", "speed"])
+
+
+@pytest.mark.parametrize("chosen", bench.SETS)
+def test_every_command_of_bench_is_understood(chosen):
+    for command in bench.SETS[chosen].values():
+        module, *words = command.split()
+        benchmark = importlib.import_module(f"benchmarks.{module}")
+        words = [word for word in words if not word.startswith("--train.")]
+        if "--config" in words:
+            at = words.index("--config")
+            assert (ROOT / words.pop(at + 1)).exists()
+            words.pop(at)
+        assert benchmark.Args in (type(tyro.cli(benchmark.Args, args=words, use_underscores=True)),)
 
 
 @pytest.mark.torch

@@ -1,73 +1,11 @@
-"""Convolutions, norms and the geometric mean of sigmoids."""
+"""Norms and the geometric mean of sigmoids."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from jax import lax
 
 from tests.golden_models import golden_ops
-from tood_jax.networks.layers import Norm, conv, grouped_conv, sigmoid_geometric_mean
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("height", "width"), [(8, 10), (7, 9), (1, 2)])
-def test_grouped_convolution_equals_the_native_one(stride, height, width):
-    rng = np.random.default_rng(0)
-    groups, channels, out = 4, 8, 12
-    x = jnp.asarray(rng.standard_normal((2, height, width, channels)), jnp.float32)
-    kernel = jnp.asarray(rng.standard_normal((3, 3, channels // groups, out)), jnp.float32)
-    layout = ("NHWC", "HWIO", "NHWC")
-
-    def native(x, kernel):
-        padding = ((1, 1), (1, 1))
-        return lax.conv_general_dilated(
-            x, kernel, (stride, stride), padding, dimension_numbers=layout, feature_group_count=groups
-        )
-
-    @jax.jit
-    def all_of(x, kernel, cotangent):
-        ours, pull_back = jax.vjp(
-            lambda *a: grouped_conv(*a, (stride, stride), ((1, 1), (1, 1)), groups, None), x, kernel
-        )
-        theirs, native_pull_back = jax.vjp(native, x, kernel)
-        return (ours, *pull_back(cotangent)), (theirs, *native_pull_back(cotangent))
-
-    cotangent = rng.standard_normal(jax.eval_shape(native, x, kernel).shape).astype(np.float32)
-    for ours, theirs in zip(*all_of(x, kernel, cotangent), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * float(jnp.abs(theirs).max()))
-
-
-def test_grouped_layer_has_the_parameters_and_values_of_a_plain_one():
-    layer = conv(12, 3, name="conv", dtype=jnp.float32, stride=2, groups=4)
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 7, 9, 8)), jnp.float32)
-    variables = layer.init(jax.random.key(0), x)
-    assert jax.tree.map(jnp.shape, variables) == {"params": {"kernel": (3, 3, 2, 12)}}
-    kernel = variables["params"]["kernel"]
-    parts = [
-        lax.conv_general_dilated(
-            x[..., 2 * g : 2 * g + 2],
-            kernel[..., 3 * g : 3 * g + 3],
-            (2, 2),
-            ((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        for g in range(4)
-    ]
-    np.testing.assert_allclose(layer.apply(variables, x), jnp.concatenate(parts, axis=-1), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("size", "stride", "length", "expected"), [(3, 2, 7, 4), (3, 2, 8, 4), (7, 2, 9, 5), (1, 1, 5, 5)]
-)
-def test_convolution_pads_as_pytorch(size, stride, length, expected):
-    layer = conv(1, size, name="conv", dtype=jnp.float32, stride=stride)
-    x = jnp.arange(float(length)).reshape(1, 1, length, 1)
-    y, variables = layer.init_with_output(jax.random.key(0), x)
-    assert y.shape[2] == expected
-    row = np.asarray(variables["params"]["kernel"])[size // 2, :, 0, 0]  # the only row of the kernel that meets the map
-    padded = np.pad(np.arange(float(length)), size // 2)
-    np.testing.assert_allclose(y[0, 0, 0, 0], padded[:size] @ row, rtol=1e-5, atol=1e-6)
+from tood_jax.networks.layers import Norm, sigmoid_geometric_mean
 
 
 def test_frozen_batch_norm_uses_running_statistics():

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tood_jax.networks.layers import Norm, conv, conv_and_norm, folded_norm
+from tood_jax.networks.convolution import conv
+from tood_jax.networks.layers import Norm, conv_and_norm, folded_norm
 from tood_jax.networks.resnet import ResNet
 
 RNG = np.random.default_rng(0)

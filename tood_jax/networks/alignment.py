@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tood_jax.geometry.sampling import sample_sides_of_levels
-from tood_jax.networks.layers import Dtype, conv, sigmoid_geometric_mean
+from tood_jax.networks.convolution import conv
+from tood_jax.networks.layers import Dtype, sigmoid_geometric_mean
 
 PRIOR_LOGIT = float(-np.log((1 - 0.01) / 0.01))  # logits start at a probability of 0.01
 

@@ -20,9 +20,10 @@ from jaxtyping import Array, Float
 
 from tood_jax.mesh import image_by_image
 from tood_jax.networks import deformable_gather, deformable_products
+from tood_jax.networks.convolution import conv
 from tood_jax.networks.deformable_gather import ring, sample, tap_places
 from tood_jax.networks.deformable_places import SIZE, TAPS
-from tood_jax.networks.layers import Dtype, conv
+from tood_jax.networks.layers import Dtype
 
 Formulation = Literal["gather", "products", "columns"]
 

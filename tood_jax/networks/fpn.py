@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from tood_jax.networks.layers import Dtype, Norm, conv
+from tood_jax.networks.convolution import conv
+from tood_jax.networks.layers import Dtype, Norm
 
 
 def upsample_nearest(x: Array, height: int, width: int) -> Array:

@@ -1,10 +1,9 @@
-"""Convolution and normalisation as every network here uses them.
+"""Normalisation as every network here uses it, what folds it into a convolution, and small helpers.
 
-Maps are NHWC. Parameters are float32; `dtype` is the compute type. Kernels are HWIO.
+Maps are NHWC. Parameters are float32; `dtype` is the compute type.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,98 +14,6 @@ from jaxtyping import Array, Float
 
 Dtype = Any
 EPSILON = 1e-5  # of every normalisation, as in PyTorch
-
-
-def conv(
-    channels: int,
-    size: int,
-    *,
-    name: str,
-    dtype: Dtype,
-    stride: int = 1,
-    groups: int = 1,
-    bias: bool = False,
-    kernel_init: nn.initializers.Initializer | None = None,
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros,
-) -> nn.Conv:
-    """A convolution padded by size // 2 on every side (PyTorch's padding, also at stride 2)."""
-    return nn.Conv(
-        channels,
-        (size, size),
-        strides=(stride, stride),
-        padding=[(size // 2, size // 2)] * 2,
-        feature_group_count=groups,
-        conv_general_dilated=_grouped if groups > 1 else None,
-        use_bias=bias,
-        dtype=dtype,
-        kernel_init=kernel_init or nn.initializers.he_normal(),
-        bias_init=bias_init,
-        name=name,
-    )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def grouped_conv(x, kernel, strides, padding, groups, precision):
-    """A grouped convolution whose kernel gradient is quick on the CPU: one batched product for each tap.
-
-    XLA:CPU forms that gradient some 400 times slower (2.4 s for one 3×3 layer of X101-64x4d on a 128×160 image); its
-    forward and input gradient are well, and so is everything on GPU and TPU, which keep the native one. The platform
-    that is compiled for decides, for it needn't be the one at hand.
-
-    Args:
-        x: [B, H, W, I].
-        kernel: [height, width, I / groups, O].
-        strides, padding: (down, across); ((above, below), (left, right)).
-    """
-    return _native_grouped_conv(x, kernel, strides, padding, groups, precision)
-
-
-def _native_grouped_conv(x, kernel, strides, padding, groups, precision):
-    return lax.conv_general_dilated(
-        x, kernel, strides, padding, None, None, ("NHWC", "HWIO", "NHWC"), groups, precision=precision
-    )
-
-
-def _grouped_conv_forward(x, kernel, strides, padding, groups, precision):
-    return grouped_conv(x, kernel, strides, padding, groups, precision), (x, kernel)
-
-
-def _grouped_conv_backward(strides, padding, groups, precision, residuals, cotangent):
-    def native(x, kernel):
-        return _native_grouped_conv(x, kernel, strides, padding, groups, precision)
-
-    def transposed(x, kernel, cotangent):
-        return jax.linear_transpose(lambda kernel: native(x, kernel), kernel)(cotangent)[0]
-
-    x, kernel = residuals
-    (to_x,) = jax.linear_transpose(lambda x: native(x, kernel), x)(cotangent)
-    by_taps = partial(_kernel_gradient_by_taps, strides=strides, padding=padding, groups=groups, precision=precision)
-    to_kernel = lax.platform_dependent(x, kernel, cotangent, cpu=by_taps, default=transposed)
-    return to_x, to_kernel
-
-
-def _kernel_gradient_by_taps(x, kernel, cotangent, *, strides, padding, groups, precision):
-    batch, height, width, channels = cotangent.shape
-    cotangent_by_group = cotangent.reshape(batch, height, width, groups, channels // groups)
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-
-    def tap(row, column):
-        """[I / groups, O]: the gradient of one place of the kernel, which saw this strided view of x."""
-        view = padded[:, row :: strides[0], column :: strides[1]][:, :height, :width]
-        view = view.reshape(batch, height, width, groups, -1)
-        product = jnp.einsum("bhwgi,bhwgo->igo", view, cotangent_by_group, precision=precision)
-        return product.reshape(-1, channels)
-
-    taps = [[tap(row, column) for column in range(kernel.shape[1])] for row in range(kernel.shape[0])]
-    return jnp.stack([jnp.stack(row) for row in taps])
-
-
-grouped_conv.defvjp(_grouped_conv_forward, _grouped_conv_backward)
-
-
-def _grouped(x, kernel, strides, padding, *, feature_group_count, precision=None, **_):
-    """`grouped_conv` in the words that flax uses; dilations are 1 and maps NHWC throughout this project."""
-    return grouped_conv(x, kernel, tuple(strides), tuple(map(tuple, padding)), feature_group_count, precision)
 
 
 class Norm(nn.Module):

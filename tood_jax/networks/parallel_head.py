@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 from tood_jax.geometry.coding import BoxCoding
 from tood_jax.geometry.pyramid import STRIDES
 from tood_jax.networks.alignment import PRIOR_LOGIT, Alignment, HeadMaps, normal, predictor
-from tood_jax.networks.layers import Dtype, Norm, conv
+from tood_jax.networks.convolution import conv
+from tood_jax.networks.layers import Dtype, Norm
 
 
 class Tower(nn.Module):

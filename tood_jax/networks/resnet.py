@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from tood_jax.networks.convolution import conv
 from tood_jax.networks.deformable import DeformableConv
-from tood_jax.networks.layers import Dtype, Norm, conv, conv_and_norm, stack_trees
+from tood_jax.networks.layers import Dtype, Norm, conv_and_norm, stack_trees
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 from tood_jax.geometry.coding import BoxCoding
 from tood_jax.geometry.pyramid import STRIDES
 from tood_jax.networks.alignment import PRIOR_LOGIT, Alignment, HeadMaps, normal, predictor
+from tood_jax.networks.convolution import conv, convolve
 from tood_jax.networks.deformable import DeformableConv
-from tood_jax.networks.layers import Dtype, Norm, conv
+from tood_jax.networks.layers import Dtype, Norm
 from tood_jax.networks.packed_head import packed_maps
 
 DEFORMABLE_GROUPS = 4  # of the tower's deformable convolutions, as published
@@ -20,7 +21,8 @@ DEFORMABLE_GROUPS = 4  # of the tower's deformable convolutions, as published
 class TaskDecomposition(nn.Module):
     """Layer attention over the tower's layers, then a 1×1 reduction (equations 1–3).
 
-    The attention weights are folded into the reduction's kernel, so that the weighted features never exist.
+    The weights of attention are folded into the reduction's kernel, so that the weighed features never exist; on maps
+    of fewer cells than channels these are smaller than the kernels of all images.
     """
 
     layers: int
@@ -39,11 +41,21 @@ class TaskDecomposition(nn.Module):
 
     def __call__(self, features: Float[Array, "b h w lf"], pooled: Float[Array, "b 1 1 lf"]) -> Array:
         """[B, H, W, L·F] and its average over cells to [B, H, W, F]."""
-        return nn.relu(self.norm(jnp.einsum("bhwi,bio->bhwo", features, self.kernels(pooled)[:, 0])))
+        if features.shape[1] * features.shape[2] > self.channels:
+            reduced = jnp.einsum("bhwi,bio->bhwo", features, self.kernels(pooled)[:, 0])
+        else:
+            by_layer = features.reshape(*features.shape[:3], self.layers, self.channels)
+            weighed = (by_layer * self.attend(pooled)[..., None]).reshape(features.shape)
+            reduced = convolve(weighed, self.reduction.astype(self.dtype))
+        return nn.relu(self.norm(reduced))
+
+    def attend(self, pooled: Float[Array, "b p 1 lf"]) -> Float[Array, "b p 1 l"]:
+        """The weight of each layer, 0–1, for each image and each of some levels (equations 2 and 3)."""
+        return nn.sigmoid(self.attention[1](nn.relu(self.attention[0](pooled))))
 
     def kernels(self, pooled: Float[Array, "b p 1 lf"]) -> Float[Array, "b p lf f"]:
         """The reduction's kernel for each image and each of some levels, its layers weighed by attention."""
-        w = nn.sigmoid(self.attention[1](nn.relu(self.attention[0](pooled))))[:, :, 0]  # [B, P, L]
+        w = self.attend(pooled)[:, :, 0]
         kernel = self.reduction.astype(self.dtype).reshape(self.layers, self.channels, self.channels)
         return (w[..., None, None] * kernel).reshape(*w.shape[:2], -1, self.channels)
 

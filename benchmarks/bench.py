@@ -1,0 +1,122 @@
+"""A short set of benchmarks beside the committed figures; or everything that is asked of a GPU.
+
+    python -m benchmarks.bench               # make bench: minutes on two cores
+    python -m benchmarks.bench --keep        # commit its figures, benchmarks/results/bench.json
+    python -m benchmarks.bench --set gpu     # make bench-gpu: writes benchmarks/results/gpu/, one JSON a command
+
+Every command is a benchmark of this package in a process of its own, and one that fails doesn't stop the rest. A ratio
+is the committed median over today's: above 1, today is faster. Only figures of one machine can be compared.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks.common import R50, ROOT, print_table
+
+RESULTS = ROOT / "benchmarks" / "results"
+COMMITTED = RESULTS / "bench.json"
+FULL_SIZE = "--height 800 --width 1344 --train.precision=bfloat16 --devices 1"
+SETS = {  # name: command
+    "short": {
+        "training": f"train_step --config {R50} --batch 2 --height 128 --width 128",
+        "inference": f"inference --config {R50} --batch 2 --height 256 --width 256",
+        "assigners": "assigners --objects 10 100 1000 --peer False",
+        "nms": "nms --candidates 1000 5000",
+        "convolutions": "convolutions --height 256 --width 256 --peer False",
+    },
+    "gpu": {
+        **{
+            f"training_{images}": f"train_step --config {R50} {FULL_SIZE} --batch {images} --repeats 10"
+            for images in (8, 16, 32, 64)
+        },
+        "inference_32": f"inference --config {R50} {FULL_SIZE} --batch 32 --repeats 20",
+        "inference_1": f"inference --config {R50} {FULL_SIZE} --batch 1 --repeats 50",
+        "versus_torch": f"versus_torch --config {R50} --batch 16 --height 800 --width 1344 --train.precision=bfloat16",
+        "assigners": "assigners --batch 16",
+        "nms": "nms --candidates 1000 5000 20000",
+        "deformable": "deformable --dtype bfloat16 --batch 8",
+        "convolutions": "convolutions --batch 16 --height 800 --width 1344 --dtype bfloat16",
+        "memory": f"memory --config {R50} --batch 8 --height 800 --width 1344",
+    },
+}
+WHICH = ("phase", "case", "assigner", "objects", "candidates", "convolution", "what", "row", "side")  # names a row
+Figures = dict[str, float]  # what: median seconds
+
+
+@dataclass(frozen=True)
+class Args:
+    """Of the set."""
+
+    set: Literal["short", "gpu"] = "short"
+    """Which commands."""
+    only: tuple[str, ...] = ()
+    """Of these names; none means all."""
+    extra: str = ""
+    """Words added to every command, "--repeats 2"."""
+    keep: bool = False
+    """Write benchmarks/results/bench.json anew (of the short set)."""
+    folder: Path | None = None
+    """Of the reports: build/bench for the short set, benchmarks/results/gpu for the other."""
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Figures]:
+    """Run the commands, print a table; exit status 1 if one of them failed."""
+    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.bench", description=__doc__, use_underscores=True)
+    unknown = set(args.only) - SETS[args.set].keys()
+    if unknown:
+        raise SystemExit(f"--only: {', '.join(sorted(unknown))} must be among {', '.join(SETS[args.set])}.")
+    folder = args.folder or (RESULTS / "gpu" if args.set == "gpu" else ROOT / "build" / "bench")
+    found: dict[str, Figures] = {}
+    failed, machine = [], None
+    for name, command in SETS[args.set].items():
+        if args.only and name not in args.only:
+            continue
+        module, *words = command.split()
+        file = folder / f"{name}.json"
+        words = [sys.executable, "-m", f"benchmarks.{module}", *words, *args.extra.split(), "--out", str(file)]
+        if subprocess.run(words, cwd=ROOT, check=False).returncode:
+            failed.append(name)
+            continue
+        report = json.loads(file.read_text())
+        found[name], machine = dict(figures(report)), report["machine"]["cpu"]
+    committed = json.loads(COMMITTED.read_text()) if COMMITTED.exists() and args.set == "short" else {}
+    _show(found, committed, machine)
+    if args.keep and args.set == "short":
+        date = report["date"]
+        COMMITTED.write_text(json.dumps({"date": date, "machine": machine, "seconds": found}, indent=1) + "\n")
+    if failed:
+        raise SystemExit(f"Failed: {', '.join(failed)}.")
+    return found
+
+
+def _show(found: dict[str, Figures], committed: dict[str, Any], machine: str | None) -> None:
+    before = committed.get("seconds", {})
+    rows = []
+    for name, of_command in found.items():
+        for what, seconds in of_command.items():
+            old = before.get(name, {}).get(what)
+            rows.append([name, what, seconds * 1e3, old and old * 1e3, old and old / seconds])
+    of = f", committed {committed['date'][:10]} on {committed['machine']}" if committed else ""
+    print_table(f"Medians on {machine}{of}", ["benchmark", "what", "ms", "committed, ms", "ratio"], rows)
+
+
+def figures(report: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """(what, median seconds) of every timing in a report's rows."""
+    for row in report["results"]:
+        which = ", ".join(str(row[key]) for key in WHICH if key in row)
+        if "median_seconds" in row:
+            yield which, row["median_seconds"]
+        for side, timing in row.items():
+            if isinstance(timing, dict) and "median_seconds" in timing:
+                yield f"{which}, {side}", timing["median_seconds"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Convolutions against XLA's own, forward and gradients, as each platform has them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from tood_jax.networks.convolution import conv, convolve
+
+
+def native(x, kernel, stride, padding, groups):
+    """XLA's convolution."""
+    around = ((padding, padding), (padding, padding))
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), around, dimension_numbers=layout, feature_group_count=groups
+    )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("height", "width"), [(32, 35), (7, 9), (1, 2)])
+@pytest.mark.parametrize(("size", "groups"), [(1, 1), (3, 1), (3, 4), (7, 1)])
+def test_equals_the_native_one(stride, height, width, size, groups):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, height, width, 8)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((size, size, 8 // groups, 12)), jnp.float32)
+    options = {"stride": stride, "padding": size // 2, "groups": groups}
+    cotangent = rng.standard_normal(jax.eval_shape(partial(native, **options), x, kernel).shape).astype(np.float32)
+
+    @jax.jit
+    def all_of(x, kernel, cotangent):
+        ours, pull_back = jax.vjp(lambda x, kernel: convolve(x, kernel, *options.values()), x, kernel)
+        theirs, native_pull_back = jax.vjp(partial(native, **options), x, kernel)
+        return (ours, *pull_back(cotangent)), (theirs, *native_pull_back(cotangent))
+
+    for ours, theirs in zip(*all_of(x, kernel, cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=3e-6 * float(jnp.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_platform_compiled_for_decides(size):
+    """On a CPU the kernel's gradient is a product a tap; everywhere else all three stay convolutions."""
+    x, kernel = jnp.ones((2, 16, 16, 4)), jnp.ones((size, size, 4, 4))
+
+    def gradients(x, kernel):
+        out, pull_back = jax.vjp(lambda x, kernel: convolve(x, kernel, 1, size // 2), x, kernel)
+        return out, pull_back(out)
+
+    def counts(platform):
+        text = jax.jit(gradients).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+        return text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")
+
+    assert counts("tpu") == counts("cuda") == (3, 0)
+    assert counts("cpu") == {1: (0, 3), 3: (2, 9)}[size]
+
+
+def test_grouped_layer_has_the_parameters_and_values_of_a_plain_one():
+    layer = conv(12, 3, name="conv", dtype=jnp.float32, stride=2, groups=4)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 7, 9, 8)), jnp.float32)
+    variables = layer.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, variables) == {"params": {"kernel": (3, 3, 2, 12)}}
+    kernel = variables["params"]["kernel"]
+    parts = [
+        lax.conv_general_dilated(
+            x[..., 2 * g : 2 * g + 2],
+            kernel[..., 3 * g : 3 * g + 3],
+            (2, 2),
+            ((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        for g in range(4)
+    ]
+    np.testing.assert_allclose(layer.apply(variables, x), jnp.concatenate(parts, axis=-1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "length", "expected"), [(3, 2, 7, 4), (3, 2, 8, 4), (7, 2, 9, 5), (1, 1, 5, 5)]
+)
+def test_convolution_pads_as_pytorch(size, stride, length, expected):
+    layer = conv(1, size, name="conv", dtype=jnp.float32, stride=stride)
+    x = jnp.arange(float(length)).reshape(1, 1, length, 1)
+    y, variables = layer.init_with_output(jax.random.key(0), x)
+    assert y.shape[2] == expected
+    row = np.asarray(variables["params"]["kernel"])[size // 2, :, 0, 0]  # the only row of the kernel that meets the map
+    padded = np.pad(np.arange(float(length)), size // 2)
+    np.testing.assert_allclose(y[0, 0, 0, 0], padded[:size] @ row, rtol=1e-5, atol=1e-6)

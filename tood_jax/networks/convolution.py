@@ -1,0 +1,156 @@
+"""Convolutions with the gradients that are quick on each platform, and the layer made of them.
+
+XLA:CPU forms the gradient of a kernel slowly: 3 to 40 times slower than a matrix product does, and a grouped one's 400
+times. So on CPUs gradients of kernels are one product a tap, and 1×1 convolutions are products altogether
+(`python -m benchmarks.convolutions`). GPUs and TPUs keep the native convolutions. The platform that is compiled for
+decides, for it needn't be the one at hand.
+
+Maps are NHWC, kernels HWIO. Axes: B images · H, W the input's cells · h, w the output's · I, O channels.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+# A kernel's gradient is formed tap by tap if it has at most so many (a stem's 49 are quicker in one), and of maps of at
+# least so many cells: with fewer little is gained, and nine products take longer to compile than one convolution.
+MOST_TAPS, LEAST_CELLS = 9, 512
+
+
+def conv(
+    channels: int,
+    size: int,
+    *,
+    name: str,
+    dtype: jax.typing.DTypeLike,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    kernel_init: nn.initializers.Initializer | None = None,
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros,
+) -> nn.Conv:
+    """A convolution padded by size // 2 on every side (PyTorch's padding, also at stride 2)."""
+    return nn.Conv(
+        channels,
+        (size, size),
+        strides=(stride, stride),
+        padding=[(size // 2, size // 2)] * 2,
+        feature_group_count=groups,
+        conv_general_dilated=_in_words_of_flax,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=kernel_init or nn.initializers.he_normal(),
+        bias_init=bias_init,
+        name=name,
+    )
+
+
+def _in_words_of_flax(x, kernel, strides, padding, *, feature_group_count=1, precision=None, **_):
+    """`convolve` as flax calls it; dilations are 1 and maps NHWC throughout this project."""
+    (stride, _), ((below, _), _) = strides, padding
+    return convolve(x, kernel, stride, below, feature_group_count, precision)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def convolve(
+    x: Float[Array, "b hh ww i"],
+    kernel: Float[Array, "kh kw ig o"],
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "b h w o"]:
+    """A convolution; its gradients are reverse-mode only.
+
+    Args:
+        x: the map, zero outside.
+        kernel: [size, size, I / groups, O], of the type of x.
+        stride, padding: cells, down and across alike.
+    """
+    native = partial(_native, stride=stride, padding=padding, groups=groups, precision=precision)
+    if not _is_product(kernel, padding, groups):
+        return native(x, kernel)
+    product = partial(_product, stride=stride, precision=precision)
+    return lax.platform_dependent(x, kernel, cpu=product, default=native)
+
+
+def _forward(x, kernel, stride, padding, groups, precision):
+    return convolve(x, kernel, stride, padding, groups, precision), (x, kernel)
+
+
+def _backward(stride, padding, groups, precision, residuals, cotangent):
+    x, kernel = residuals
+    native = partial(_native, stride=stride, padding=padding, groups=groups, precision=precision)
+
+    def to_x(function):
+        return lambda x, kernel, cotangent: jax.linear_transpose(lambda x: function(x, kernel), x)(cotangent)[0]
+
+    def to_kernel(function):
+        return lambda x, kernel, cotangent: jax.linear_transpose(lambda k: function(x, k), kernel)(cotangent)[0]
+
+    arguments = x, kernel, cotangent
+    if _is_product(kernel, padding, groups):
+        product = partial(_product, stride=stride, precision=precision)
+        gradient_of_x = lax.platform_dependent(*arguments, cpu=to_x(product), default=to_x(native))
+    else:
+        gradient_of_x = to_x(native)(*arguments)
+    taps, cells = kernel.shape[0] * kernel.shape[1], cotangent.size // cotangent.shape[-1]
+    if taps > MOST_TAPS or (cells < LEAST_CELLS and taps > 1 and groups == 1):
+        return gradient_of_x, to_kernel(native)(*arguments)
+    by_taps = partial(_kernel_gradient_by_taps, stride=stride, padding=padding, groups=groups, precision=precision)
+    return gradient_of_x, lax.platform_dependent(*arguments, cpu=by_taps, default=to_kernel(native))
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _native(x, kernel, *, stride, padding, groups, precision):
+    around = ((padding, padding), (padding, padding))
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), around, None, None, layout, groups, precision=precision
+    )
+
+
+def _is_product(kernel, padding: int, groups: int) -> bool:
+    return kernel.shape[:2] == (1, 1) and padding == 0 and groups == 1
+
+
+def _product(x, kernel, *, stride, precision):
+    return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0], precision=precision)
+
+
+def _kernel_gradient_by_taps(x, kernel, cotangent, *, stride, padding, groups, precision):
+    """One product a tap, of the map and the cotangent, one of them shifted by the tap's place.
+
+    At stride 1 that is the cotangent, for it has fewer channels, if anything, and the map stays in one piece.
+    """
+    rows, columns, inputs, outputs = kernel.shape
+    batch, height, width, _ = cotangent.shape
+    around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    whole_map = stride == 1 and (height, width) == x.shape[1:3]
+    padded = jnp.pad(cotangent if whole_map else x, around)
+
+    def tap(row: int, column: int):
+        """[I / groups, O]: the gradient of one place of the kernel."""
+        if whole_map:
+            top, left = 2 * padding - row, 2 * padding - column
+            view, seen = padded[:, top : top + height, left : left + width], x
+        else:
+            view, seen = cotangent, padded[:, row::stride, column::stride][:, :height, :width]
+        if groups == 1:
+            return _over_cells(seen, view, precision)
+        seen, view = (one.reshape(batch, height, width, groups, -1) for one in (seen, view))
+        return jnp.einsum("bhwgi,bhwgo->igo", seen, view, precision=precision).reshape(inputs, outputs)
+
+    return jnp.stack([jnp.stack([tap(row, column) for column in range(columns)]) for row in range(rows)])
+
+
+def _over_cells(x: Float[Array, "b h w i"], y: Float[Array, "b h w o"], precision: lax.PrecisionLike):
+    """[I, O]: products summed over all cells. In one row, for which XLA:CPU needs no transposed copy of the map."""
+    x, y = (one.reshape(-1, one.shape[-1]) for one in (x, y))
+    return lax.dot_general(x, y, (((0,), (0,)), ((), ())), precision=precision)
