@@ -6,7 +6,7 @@ Objects are worked off in chunks of 64, so that memory follows the chunk and not
 assignment is also compiled, but not run, with all objects in one piece: `memory_in_one_piece`.
 
 PyTorch's (`tood_jax.torch_reference`; pip install torch==2.13.0) takes image after image and object after object. Its
-memory is what the process grew by in its first run; on a GPU, the most that its allocator held. --peer False leaves it
+memory is what the process grew by in its first run; on a GPU, the most that its allocator held. --no_peer leaves it
 out.
 
 Axes: B images · N cells · M objects · C classes.
@@ -112,7 +112,7 @@ def _peer() -> tuple[Callable[[ToAssign, LearningConfig, str], Run], Callable[[]
     try:
         from benchmarks import peers
     except ImportError as error:
-        raise SystemExit(f"The peer is PyTorch: pip install torch==2.13.0, or --peer False ({error}).") from None
+        raise SystemExit(f"The peer is PyTorch: pip install torch==2.13.0, or --no_peer ({error}).") from None
     peers.use_device("cuda" if jax.default_backend() == "gpu" else "cpu")
     return peers.assigner, peers.peak_bytes
 

@@ -27,9 +27,9 @@ SETS = {  # name: command
     "short": {
         "training": f"train_step --config {R50} --batch 2 --height 128 --width 128",
         "inference": f"inference --config {R50} --batch 2 --height 256 --width 256",
-        "assigners": "assigners --objects 10 100 1000 --peer False",
+        "assigners": "assigners --objects 10 100 1000 --no_peer",
         "nms": "nms --candidates 1000 5000",
-        "convolutions": "convolutions --height 256 --width 256 --peer False",
+        "convolutions": "convolutions --height 256 --width 256 --no_peer",
     },
     "gpu": {
         **{

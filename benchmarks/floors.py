@@ -55,7 +55,7 @@ STAGES = (
     ("c5", r"/layer4_"),
     ("FPN", r"/neck/"),
     ("interactive convolutions", r"/inter_"),
-    ("decompositions", r"_decomposition/|_alignment_0|bhwi,bio->bhwo"),
+    ("decompositions", r"_decomposition(/|$)|_alignment_0|bhwi,bio->bhwo"),
     ("predictions", r"/(cls_logits|reg_sides)|_alignment_1"),
 )
 REST = (  # of a compiled program
@@ -66,7 +66,7 @@ REST = (  # of a compiled program
     ("copies of no said origin", r""),
 )
 ENTRANCE = r"layer\d_0/(conv1|downsample_conv)$"  # reads what the stage before it made
-SHARED = r"/downsample_conv$|reg_decomposition/|_alignment_0$"  # reads a map that another product reads too
+SHARED = r"/downsample_conv$|reg_decomposition(/|$)|_alignment_0$"  # reads a map that another product reads too
 SHORTCUT = r"_[1-9]\d*/conv3$"  # adds what its block began with
 PEAKS = {  # FLOP/s in bfloat16, bytes/s
     "H200, measured": (790e12, 4.3e12),  # what matrix products and copies reach on one

@@ -68,7 +68,7 @@ class ReluAccident(NamedTuple):
 RELU_ACCIDENTS = {
     R50: (
         ReluAccident("tal", ("head", "inter_5_norm"), 1, (0, 7, 3), 123, -2.5e-5),
-        ReluAccident("tal", ("head", "cls_alignment_0"), 0, (1, 6, 14), 40, -1e-5),
+        ReluAccident("tal", ("head", "align", "cls_alignment_0"), 0, (1, 6, 14), 40, -2e-5),
     ),
     X101: (ReluAccident("tal", ("head", "inter_1_norm"), 0, (0, 5, 14), 244, 1.2e-5),),
     FCOS: (ReluAccident("atss", ("head", "reg_tower", "conv_2_norm"), 0, (0, 10, 11), 91, 4e-6),),

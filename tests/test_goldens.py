@@ -101,7 +101,7 @@ def test_gradients(golden, phase):
 
 _TRAJECTORY_LIMITS = {  # phase → step, counted from 1 → largest relative deviation of the two losses
     "atss": {1: 1e-3, 2: 1e-3, 3: 1e-3, 10: 0.05},
-    "tal": {1: 1e-3, 2: 1e-3, 3: 1e-3, 4: 0.03, 5: 0.03, 10: 0.5},
+    "tal": {1: 1e-3, 2: 1e-3, 3: 1e-3, 4: 0.03, 5: 0.2, 10: 0.5},
 }
 
 
@@ -112,7 +112,8 @@ def test_trajectory(golden, phase):
 
     The tenth of the warm-up is held to 5 %. In the task-aligned phase a difference grows about threefold a step, and
     our own runs in float32 and float64 are 20 % apart at the tenth (docs/numerics.md), as are two processors: the
-    fourth and fifth step are held to 3 %, and the tenth to a half, which only says that training goes the same way.
+    fourth step is held to 3 %, the fifth to 20 % (12 % off where rounding puts another cell on the other side at the
+    third), and the tenth to a half, which only says that training goes the same way.
     """
     rows, params = golden.trajectory(phase, 10)
     for step, limit in _TRAJECTORY_LIMITS[phase].items():

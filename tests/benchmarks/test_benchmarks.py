@@ -96,7 +96,7 @@ def test_inference(measured, config_file):
 
 
 def test_assigners(measured):
-    report = measured(assigners, "--objects", "2", "70", "--peer=False", *SIZE)
+    report = measured(assigners, "--objects", "2", "70", "--no_peer", *SIZE)
     check_assigners(report)
 
 
@@ -233,7 +233,7 @@ def test_table1_of_all_configs(measured, monkeypatch, tmp_path):
 
 def test_convolutions(measured, monkeypatch):
     monkeypatch.setattr(convolutions, "SHAPES", {"small": (8, 3, 2, 8, 16), "point": (4, 1, 1, 4, 8)})
-    rows = measured(convolutions, "--height=64", "--width=64", "--peer=False")["results"]
+    rows = measured(convolutions, "--height=64", "--width=64", "--no_peer")["results"]
     assert [(row["convolution"], row["what"]) for row in rows[2:4]] == [
         ("small", "to the kernel"),
         ("point", "forward"),
