@@ -269,6 +269,14 @@ def test_bench_beside_what_was_committed(tmp_path, monkeypatch, capfd):
         bench.main(["--only", "speed"])
 
 
+@pytest.mark.slow
+def test_bench_of_a_gpu_on_this_machine(tmp_path, capfd):
+    found = bench.main(["--set=gpu", "--only", "nms", f"--folder={tmp_path}", "--extra=--repeats 1"])
+    assert {what for what in found["nms"] if "ours" in what} == {"1000, ours", "5000, ours", "20000, ours"}
+    assert json.loads((tmp_path / "nms.json").read_text())["options"]["repeats"] == 1
+    assert "20000, ours" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("chosen", bench.SETS)
 def test_every_command_of_bench_is_understood(chosen):
     for command in bench.SETS[chosen].values():
