@@ -28,6 +28,7 @@ from benchmarks.common import (
     compile_program,
     finish_report,
     interleaved,
+    load_peers,
     mebi,
     ms,
     print_table,
@@ -35,7 +36,7 @@ from benchmarks.common import (
     read_options,
 )
 from benchmarks.first_run import first_run
-from benchmarks.task import Run, ToAssign, make_to_assign
+from benchmarks.task import Run, make_to_assign
 from tood_jax.config import LearningConfig
 
 NAME = "assigners"
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     """Measure, print, write."""
     argv = sys.argv[1:] if argv is None else argv
     args = read_options(Args, argv, NAME, "Time and memory of the assigners against the number of objects.")
-    theirs, peak = _peer() if args.peer else (None, lambda: None)
+    peers = load_peers("pip install torch==2.13.0, or --no_peer") if args.peer else None
     report = begin_report(NAME, argv, args)
     results = []
     for objects in args.objects:
@@ -80,41 +81,21 @@ def main(argv: Sequence[str] | None = None) -> Report:
         given = make_to_assign(batch, args.classes, args.seed)
         for name, (assign, arguments) in ours.assigners(given, LEARNING).items():
             cases, row = _prepare(assign, jax.device_put(arguments), chunk=objects)
-            if theirs:
-                cases["torch"] = theirs(given, LEARNING, name)
-                row["torch_memory"] = first_run(cases["torch"], peak)["grown_bytes"]
+            if peers:
+                cases["torch"] = peers.assigner(given, LEARNING, name)
+                row["torch_memory"] = first_run(cases["torch"], peers.peak_bytes)["grown_bytes"]
             timings = interleaved(cases, args.repeats)
             results.append({"assigner": name, "objects": objects, **row, **timings["ours"]})
-            if theirs:
+            if peers:
                 results[-1]["torch"] = timings["torch"]
             print(f"{name}, {objects}: {timings['ours']['median_seconds']:.3f} s", flush=True)
     results.sort(key=lambda row: row["assigner"], reverse=True)
     print_table(
         f"Assigners, batch {args.batch}, {args.height} × {args.width}, {args.classes} classes; MiB of temporaries",
-        [
-            "assigner",
-            "objects",
-            "ms: median (min–max)",
-            "MiB",
-            "in one piece",
-            "torch, ms",
-            "/ ours",
-            "MiB",
-            "positives",
-        ],
+        ["assigner", "objects", "ms: median (min–max)", "MiB", "one piece", "torch, ms", "/ ours", "MiB", "positives"],
         [_line(row) for row in results],
     )
     return finish_report(report, args, results=results)
-
-
-def _peer() -> tuple[Callable[[ToAssign, LearningConfig, str], Run], Callable[[], int | None]]:
-    """PyTorch's assigner of a row, and its allocator's peak."""
-    try:
-        from benchmarks import peers
-    except ImportError as error:
-        raise SystemExit(f"The peer is PyTorch: pip install torch==2.13.0, or --no_peer ({error}).") from None
-    peers.use_device("cuda" if jax.default_backend() == "gpu" else "cpu")
-    return peers.assigner, peers.peak_bytes
 
 
 def _prepare(assign: Callable, arguments: tuple, chunk: int) -> tuple[dict[str, Run], dict[str, Any]]:

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Figures]:
         raise SystemExit(f"--only: {', '.join(sorted(unknown))} must be among {', '.join(SETS[args.set])}.")
     folder = args.folder or (RESULTS / "gpu" if args.set == "gpu" else ROOT / "build" / "bench")
     found: dict[str, Figures] = {}
-    failed, machine = [], None
+    failed, machine, date = [], None, None
     for name, command in SETS[args.set].items():
         if args.only and name not in args.only:
             continue
@@ -85,11 +85,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Figures]:
             failed.append(name)
             continue
         report = json.loads(file.read_text())
-        found[name], machine = dict(figures(report)), report["machine"]["cpu"]
+        found[name], machine, date = dict(figures(report)), report["machine"]["cpu"], report["date"]
     committed = json.loads(COMMITTED.read_text()) if COMMITTED.exists() and args.set == "short" else {}
     _show(found, committed, machine)
-    if args.keep and args.set == "short":
-        date = report["date"]
+    if args.keep and args.set == "short" and found:
         COMMITTED.write_text(json.dumps({"date": date, "machine": machine, "seconds": found}, indent=1) + "\n")
     if failed:
         raise SystemExit(f"Failed: {', '.join(failed)}.")

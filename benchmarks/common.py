@@ -262,6 +262,16 @@ def _peak_resident() -> int | None:
 # inputs
 
 
+def load_peers(mend: str = "pip install torch==2.13.0") -> Any:
+    """`benchmarks.peers` on JAX's device; imports PyTorch, and ends with what to do where that isn't installed."""
+    try:
+        from benchmarks import peers
+    except ImportError as error:
+        raise SystemExit(f"The peer is PyTorch: {mend} ({error}).") from None
+    peers.use_device("cuda" if jax.default_backend() == "gpu" else "cpu")
+    return peers
+
+
 def mesh_of(devices: int) -> Mesh:
     """The mesh of the first so many devices; 0 takes all."""
     return make_mesh(jax.devices()[: devices or None])

@@ -7,6 +7,7 @@ canvas. On a GPU or TPU the first two are the same program.
 """
 
 import functools
+import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from benchmarks.common import (
     compile_program,
     finish_report,
     interleaved,
+    load_peers,
     ms,
     print_table,
     read_options,
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     argv = sys.argv[1:] if argv is None else argv
     args = read_options(Args, argv, NAME, "Time convolutions and their gradients.")
     report = begin_report(NAME, argv, args)
-    peers = _peers() if args.peer else None
+    peers = load_peers() if args.peer and importlib.util.find_spec("torch") else None
     results = []
     for name, (map_stride, size, stride, inputs, outputs) in SHAPES.items():
         rng = np.random.default_rng(args.seed)
@@ -92,15 +94,6 @@ def main(argv: Sequence[str] | None = None) -> Report:
         ],
     )
     return finish_report(report, args, results=results)
-
-
-def _peers() -> Any:
-    try:
-        from benchmarks import peers
-    except ImportError:
-        return None
-    peers.use_device("cuda" if jax.default_backend() == "gpu" else "cpu")
-    return peers
 
 
 def _xla(x, kernel, *, stride, padding):

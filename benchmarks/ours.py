@@ -53,13 +53,8 @@ def _inference(task: Task) -> Made:
 
 def assigners(given: ToAssign, learning: LearningConfig) -> dict[str, tuple[Callable, tuple]]:
     """Each assigner, by its row, and its arguments; the functions take `chunk`."""
-    scores, boxes, valid, batch, cells = (
-        given.scores,
-        given.boxes,
-        given.valid,
-        given.batch,
-        canvas_pyramid(given.batch),
-    )
+    batch, scores, boxes, valid = given
+    cells = canvas_pyramid(batch)
     atss = functools.partial(assign_atss_batch, level_slices=cells.level_slices, topk=learning.atss_topk)
     aligned = functools.partial(assign_task_aligned_batch, topk=learning.topk, alpha=learning.alpha, beta=learning.beta)
     anchors = cells.anchors(HeadConfig().anchor_scale)

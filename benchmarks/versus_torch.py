@@ -24,6 +24,7 @@ from benchmarks.common import (
     begin_report,
     finish_report,
     interleaved,
+    load_peers,
     mebi,
     ms,
     print_table,
@@ -51,11 +52,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     """Measure, print, write."""
     argv = with_config(sys.argv[1:] if argv is None else argv)
     args, config = read_options_and_config(Args, argv, NAME, "Race the plain PyTorch TOOD.")
-    try:
-        from benchmarks import peers
-    except ImportError as error:
-        raise SystemExit(f"The peer is PyTorch: pip install torch==2.13.0 ({error}).") from None
-    peers.use_device("cuda" if jax.default_backend() == "gpu" else "cpu")
+    peers = load_peers()
     unknown = set(args.peers) - set(peers.installed())
     if unknown:
         raise SystemExit(f"--peers: {', '.join(sorted(unknown))} must be among {', '.join(peers.installed())}.")

@@ -203,11 +203,11 @@ class GoldenModel:
 
     def nudged_params(self, phase: str):
         """The parameters with the ReLU accidents' nudges where they belong."""
-        params = copy.deepcopy(self.variables["params"])
-        for accident in RELU_ACCIDENTS.get(self.name, ()):
-            if accident.phase == phase:
-                layer = functools.reduce(operator.getitem, accident.layer, params)
-                layer.get("norm", layer)["bias"][accident.channel] += accident.nudge
+        accidents = [accident for accident in RELU_ACCIDENTS.get(self.name, ()) if accident.phase == phase]
+        params = copy.deepcopy(self.variables["params"]) if accidents else self.variables["params"]
+        for accident in accidents:
+            layer = functools.reduce(operator.getitem, accident.layer, params)
+            layer.get("norm", layer)["bias"][accident.channel] += accident.nudge
         return params
 
     def gradients(self, phase: str) -> dict[str, np.ndarray]:

@@ -59,12 +59,11 @@ class Run:
         self.detections = jax.device_get(detect_step(*self.weights, batch)[0])
 
     def assert_equals(self, other: "Run") -> None:
-        """To rounding, which grows from step to step, most where a cell changes sides: sums have other orders."""
+        """To rounding, which grows from step to step: the order of the sums differs."""
         for name in ("loss", "loss_cls", "loss_box", "grad_norm"):
             ours, theirs = ([row[name] for row in run.rows] for run in (self, other))
             np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, err_msg=name)
-            np.testing.assert_allclose(ours[:3], theirs[:3], rtol=2e-4, err_msg=name)
-            np.testing.assert_allclose(ours, theirs, rtol=1e-3, err_msg=name)
+            np.testing.assert_allclose(ours, theirs, rtol=2e-4, err_msg=name)
         whole = np.sqrt(sum((leaf**2).sum() for leaf in other.momentum.values()))
         assert len(other.momentum) > 50
         for name, theirs in other.momentum.items():
