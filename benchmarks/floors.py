@@ -58,12 +58,14 @@ STAGES = (
     ("decompositions", r"_decomposition(/|$)|_alignment_0|bhwi,bio->bhwo"),
     ("predictions", r"/(cls_logits|reg_sides)|_alignment_1"),
 )
+HEAD, LOSSES = "head, all else: norms, sampling", "assigner and losses"
+OPTIMIZER, UNSAID = "optimizer, all else", "copies of no said origin"
 REST = (  # of a compiled program
-    ("head, all else: norms, sampling", r"/head/"),
+    (HEAD, r"/head/"),
     ("backbone and FPN, all else", r"/(backbone|neck)/"),
-    ("assigner and losses", r"jvp\(\)"),
-    ("optimizer, all else", r"."),
-    ("copies of no said origin", r""),
+    (LOSSES, r"jvp\(\)"),
+    (OPTIMIZER, r"."),
+    (UNSAID, r""),
 )
 ENTRANCE = r"layer\d_0/(conv1|downsample_conv)$"  # reads what the stage before it made
 SHARED = r"/downsample_conv$|reg_decomposition(/|$)|_alignment_0$"  # reads a map that another product reads too
@@ -138,8 +140,8 @@ def stage_of(module: str, stages: Sequence[tuple[str, str]] = STAGES) -> str | N
     return next((stage for stage, pattern in stages if re.search(pattern, module)), None)
 
 
-def network_stages(network: Network, args: Args, training: bool) -> Iterator[tuple[str, Work]]:
-    """The network's products stage by stage."""
+def network_stages(network: Network, args: Args, training: bool, number: int = 2) -> Iterator[tuple[str, Work]]:
+    """The network's products stage by stage, in numbers of so many bytes."""
     found, kernels, _ = network
     strays = [one.module for one in found if stage_of(one.module) is None]
     if strays:
@@ -150,14 +152,14 @@ def network_stages(network: Network, args: Args, training: bool) -> Iterator[tup
             continue
         first, learns = not learns, learns or kernels[stage][1] > 0
         first = first and learns  # nothing before this stage is trained
-        total = Work(0, 2 * kernels[stage][0] * (1 + (training and learns)))
+        total = Work(0, number * kernels[stage][0] * (1 + (training and learns)))
         for one in (one for one in found if stage_of(one.module) == stage):
             shortcut = one.output if re.search(SHORTCUT, one.module) else 0
-            total += args.batch * Work(one.multiply_adds, 2 * (2 * one.output + shortcut))
+            total += args.batch * Work(one.multiply_adds, number * (2 * one.output + shortcut))
             if training and learns:
                 passes = 1 if first and re.search(ENTRANCE, one.module) else 2  # without or with its input's gradient
                 read = 0 if re.search(SHARED, one.module) else passes * one.input
-                total += args.batch * Work(passes * one.multiply_adds, 2 * (one.output + read))
+                total += args.batch * Work(passes * one.multiply_adds, number * (one.output + read))
         if stage == "stem":
             total += Work(0, args.batch * args.height * args.width * 3)  # the image, bytes as they come
         yield stage, total

@@ -22,7 +22,7 @@ from benchmarks.common import (
     print_table,
     read_options_and_config,
 )
-from tood_jax.ahead_of_time.chips import HERE, devices_of
+from tood_jax.ahead_of_time.chips import HERE, Chip, devices_of
 from tood_jax.ahead_of_time.programs import lower_train_step
 from tood_jax.cli.compile_for import compile_one
 from tood_jax.config import Config
@@ -64,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> Report:
     argv = sys.argv[1:] if argv is None else argv
     args, config = read_options_and_config(Args, argv, "memory", __doc__ or "")
     report = begin_report("memory", argv, args, config)
-    devices, _ = devices_of(args.topology)
+    devices, chip = devices_of(args.topology)
     rows = []
     for name in args.choices:
-        rows.append({"choice": name, **measure(chosen(config, name), args, make_mesh(devices))})
+        rows.append({"choice": name, **measure(chosen(config, name), args, make_mesh(devices), chip)})
         print(f"{name}: {rows[-1]['seconds']['compile']:.0f} s", flush=True)
     print_table(
         f"MiB a device at {args.batch} images of {args.height}×{args.width} each, {args.topology}",
@@ -96,10 +96,10 @@ def chosen(config: Config, name: str) -> Config:
     )
 
 
-def measure(config: Config, args: Args, mesh: Mesh) -> Row:
+def measure(config: Config, args: Args, mesh: Mesh, chip: Chip | None) -> Row:
     """Figures of one compilation, as `compile_for.py` has them."""
     images, canvas = args.batch * mesh.size, (args.height, args.width)
-    return compile_one(lambda: lower_train_step(config, args.classes, images, canvas, mesh), mesh, None)
+    return compile_one(lambda: lower_train_step(config, args.classes, images, canvas, mesh), mesh, chip)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,12 @@ def data(tmp_path_factory):
 def write_config(data, workdir, high=False, parallel=None, **train):
     """The tiny config for 64×64 images, or for 256×64 ones; its file."""
     config = tiny_config(data, workdir, **{"epochs": 2, **train})  # by ATSS, then task-aligned
+    images = dataclasses.replace(config.data, max_objects=3)  # some of at most five are left out, which is said
     if high:
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, buckets=((256, 64),), max_long_side=256)
-        )
+        images = dataclasses.replace(images, buckets=((256, 64),), max_long_side=256)
     config = dataclasses.replace(
         config,
+        data=images,
         parallel=parallel or ParallelConfig(),
         detect=DetectConfig(score_threshold=0.001),
         optimizer=dataclasses.replace(config.optimizer, step_epochs=()),
@@ -116,11 +116,17 @@ def two(data, tmp_path_factory):
     return workdir, train(data, workdir, processes=2)
 
 
+def left_out(workdir):
+    """What the log says at its end of the data that were left out."""
+    return re.findall(r"Training data so far: (.*)", (workdir / "train.log").read_text())[-1]
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(one, two):
     workdir, said = two
     assert_equal_runs(workdir, one)
     assert "Step 6, 5 images" in said
+    assert left_out(workdir) == left_out(one)  # of all, not of the first process
     assert said.count("Done. Next:") == 1
     other = (workdir.with_suffix(".logs") / "process_1.log").read_text()
     assert "step 2/6" not in other

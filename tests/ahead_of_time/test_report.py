@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from tood_jax.ahead_of_time.hlo_text import array_bytes
 from tood_jax.ahead_of_time.report import Collective, collectives_of, memory_of, summed
-from tood_jax.ahead_of_time.traffic import array_bytes, hbm_bytes
+from tood_jax.ahead_of_time.traffic import hbm_bytes
 from tood_jax.training.sharding import make_mesh
 
 

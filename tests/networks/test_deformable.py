@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from tests.golden_models import golden_ops
-from tood_jax.ahead_of_time.traffic import array_bytes
+from tood_jax.ahead_of_time.hlo_text import array_bytes
 from tood_jax.networks.deformable import TAPS, DeformableConv, deformable_conv
 
 CASES = {"dcn_s1_dg1": (1, 1), "dcn_s2_dg1": (2, 1), "dcn_s1_dg4": (1, 1), "dcn_s1_dg1_g4": (1, 4)}  # stride, groups

@@ -24,14 +24,15 @@ class Chip(NamedTuple):
     bandwidth: float  # bytes/s of HBM
 
 
-# Google Cloud's pages "TPU v4", "v5e", "v5p", "v6e" and "TPU7x"; NVIDIA's data sheet of the H200. A device is a chip,
-# but half a chip (one of its two dies) on tpu7x.
+# Google Cloud's pages "TPU v4", "v5e", "v5p", "v6e" and "TPU7x"; NVIDIA's data sheets of H100 and H200 (SXM). A device
+# is a chip, but half a chip (one of its two dies) on tpu7x.
 CHIPS = {
     "v4": Chip("TPU v4", 32 * 2**30, 275e12, 1228e9),
     "v5e": Chip("TPU v5e", 16 * 2**30, 197e12, 819e9),
     "v5p": Chip("TPU v5p", 95 * 2**30, 459e12, 2765e9),
     "v6e": Chip("TPU v6e", 32 * 2**30, 918e12, 1640e9),
     "tpu7x": Chip("TPU7x, one die", 96 * 2**30, 1153.5e12, 3690e9),
+    "NVIDIA H100": Chip("NVIDIA H100", 80e9, 989e12, 3350e9),
     "NVIDIA H200": Chip("NVIDIA H200", 141e9, 989e12, 4800e9),
 }
 

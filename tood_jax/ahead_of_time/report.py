@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from tood_jax.ahead_of_time.traffic import array_bytes, hbm_bytes
+from tood_jax.ahead_of_time.hlo_text import array_bytes
+from tood_jax.ahead_of_time.traffic import hbm_bytes
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|ragged-all-to-all"
 _COLLECTIVE = re.compile(rf"= (?P<shape>.*?) (?P<kind>{_KINDS})(?P<start>-start)?\(")

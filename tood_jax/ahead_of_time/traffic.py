@@ -6,15 +6,11 @@ its operands and its result once where they lie in HBM, a slice what it takes, a
 body as often as it runs, where its condition compares with a number (else once).
 """
 
-import math
 import re
 from collections import Counter
-from typing import NamedTuple
 
-_BITS = {"pred": 8, "s4": 4, "u4": 4}
-_ARRAY = re.compile(r"\b(pred|bf16|[fsu]\d+\w*)\[([\d,]*)\](\{[^{}]*\})?")
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+from tood_jax.ahead_of_time.hlo_text import ARRAY, Instruction, Program, array_bytes, read_program
+
 _FREE = {  # move nothing themselves
     *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "opt-barrier"),
     *("copy-done", "slice-done", "all-reduce-done", "all-gather-done", "async-done", "after-all", "partition-id"),
@@ -22,35 +18,6 @@ _FREE = {  # move nothing themselves
 _NO_DATA = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
 _CALLS = re.compile(r"(?:body|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 _TAKE = ("slice", "dynamic-slice", "gather")
-
-
-class _Instruction(NamedTuple):
-    name: str
-    shape: str
-    kind: str
-    operands: tuple[str, ...]
-    line: str
-
-
-class _Program(NamedTuple):
-    entry: str
-    computations: dict[str, list[_Instruction]]
-    shapes: dict[str, str]  # of every instruction, by name
-
-
-def array_bytes(shape: str, *, only_hbm: bool = False) -> list[int]:
-    """Bytes of each array in an HLO shape, "(f32[3,4]{1,0:S(1)}, u32[])" for instance.
-
-    Args:
-        only_hbm: leave out those with a memory space of their own, S(1) and so on: fast memory.
-    """
-    sizes = []
-    for dtype, dims, layout in _ARRAY.findall(shape):
-        if only_hbm and "S(" in layout:
-            continue
-        bits = _BITS.get(dtype) or int(re.findall(r"\d+", dtype)[0])
-        sizes.append(math.prod(int(length) for length in dims.split(",") if length) * bits // 8)
-    return sizes
 
 
 def hbm_bytes(text: str) -> int:
@@ -68,13 +35,12 @@ def hbm_bytes_by_operation(text: str) -> Counter[str]:
     Returns:
         Bytes of each `op_name`, such as "jit(step)/jvp(Detector)/neck/lateral_0/conv_general_dilated"; "" without one.
     """
-    program = _read(text)
+    program = read_program(text)
 
     def of(computation: str) -> Counter[str]:
         total: Counter[str] = Counter()
         for one in program.computations.get(computation, []):
-            origin = re.search(r'op_name="([^"]*)"', one.line)
-            total[origin[1] if origin else ""] += _moved(one, program)
+            total[one.origin] += _moved(one, program)
             if one.kind in ("while", "conditional"):
                 called = [name for pair in _CALLS.findall(one.line) for name in "".join(pair).split(",")]
                 rounds = _rounds(one, program)
@@ -86,7 +52,7 @@ def hbm_bytes_by_operation(text: str) -> Counter[str]:
     return of(program.entry)
 
 
-def _rounds(loop: _Instruction, program: _Program) -> int:
+def _rounds(loop: Instruction, program: Program) -> int:
     """How often a loop runs, if its condition is a comparison with one number; else 1."""
     condition = re.search(r"condition=%?([\w.\-]+)", loop.line)
     lines = [one.line for one in program.computations[condition[1]]] if condition else []
@@ -94,13 +60,13 @@ def _rounds(loop: _Instruction, program: _Program) -> int:
     return int(limits[0]) if len(limits) == 1 and any("direction=LT" in line for line in lines) else 1
 
 
-def _moved(one: _Instruction, program: _Program) -> int:
+def _moved(one: Instruction, program: Program) -> int:
     if one.kind in _FREE or any(f'"{name}"' in one.line for name in _NO_DATA):
         return 0
     if one.kind in ("copy-start", "slice-start"):
         ends = _ends(one, program)
         return min(sum(array_bytes(end)) for end in ends) * sum("S(" not in end for end in ends)
-    if one.kind == "fusion" and (body := _body(one, program)):
+    if one.kind == "fusion" and (body := program.body(one)):
         return _fusion_moves(one, body, program)
     operands = [program.shapes.get(name, "") for name in dict.fromkeys(one.operands)]
     if one.kind in _TAKE:
@@ -110,7 +76,7 @@ def _moved(one: _Instruction, program: _Program) -> int:
     return sum(sum(array_bytes(shape, only_hbm=True)) for shape in (one.shape, *operands))
 
 
-def _fusion_moves(one: _Instruction, body: list[_Instruction], program: _Program) -> int:
+def _fusion_moves(one: Instruction, body: list[Instruction], program: Program) -> int:
     """A fusion's results and operands: of an operand that it only slices, the slices; of one updated, the update."""
     by_name = {inner.name: inner for inner in body}
 
@@ -123,7 +89,7 @@ def _fusion_moves(one: _Instruction, body: list[_Instruction], program: _Program
 
     root = body[-1]
     results = root.operands if root.kind == "tuple" else (root.name,)
-    shapes = [match.group(0) for match in _ARRAY.finditer(one.shape)]
+    shapes = [match.group(0) for match in ARRAY.finditer(one.shape)]
     total = 0
     for shape, name in zip(shapes, results, strict=False):
         if "S(" not in shape:
@@ -135,7 +101,7 @@ def _fusion_moves(one: _Instruction, body: list[_Instruction], program: _Program
     return total
 
 
-def _taken(place: int, shape: str, body: list[_Instruction], program: _Program) -> int:
+def _taken(place: int, shape: str, body: list[Instruction], program: Program) -> int:
     """Bytes that a fusion's body reads of its operand at this place: the slices, if it does nothing else with it."""
     whole = sum(array_bytes(shape))
     parameter = next((inner for inner in body if f"parameter({place})" in inner.line), None)
@@ -153,7 +119,7 @@ def _taken(place: int, shape: str, body: list[_Instruction], program: _Program) 
             elif use.kind == "bitcast":
                 total += by(use.name)
             elif use.kind == "fusion":
-                total += _taken(use.operands.index(name), shape, _body(use, program), program)
+                total += _taken(use.operands.index(name), shape, program.body(use), program)
             elif not (use.kind == "dynamic-update-slice" and first):
                 total += whole
         return total
@@ -161,29 +127,8 @@ def _taken(place: int, shape: str, body: list[_Instruction], program: _Program) 
     return min(whole, by(parameter.name))
 
 
-def _body(fusion: _Instruction, program: _Program) -> list[_Instruction]:
-    called = re.search(r"calls=%?([\w.\-]+)", fusion.line)
-    return program.computations.get(called[1], []) if called else []
-
-
-def _ends(one: _Instruction, program: _Program) -> tuple[str, str]:
+def _ends(one: Instruction, program: Program) -> tuple[str, str]:
     """Of a copy that starts: its operand's shape and its result's (its own shape lists both, and a flag)."""
-    arrays = [match.group(0) for match in _ARRAY.finditer(one.shape)]
+    arrays = [match.group(0) for match in ARRAY.finditer(one.shape)]
     plain = [array for array in arrays if array.split("{")[0] not in ("u32[]", "s32[]")]
     return program.shapes.get(one.operands[0], ""), plain[0] if one.kind == "copy-start" else plain[-1]
-
-
-def _read(text: str) -> _Program:
-    entry, current = "", None
-    computations: dict[str, list[_Instruction]] = {}
-    shapes: dict[str, str] = {}
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            current = computations.setdefault(head[2], [])
-            entry = head[2] if head[1] else entry
-        elif current is not None and (found := _INSTRUCTION.match(line)):
-            name, shape, kind, rest = found.groups()
-            operands = tuple(re.findall(r"%([\w.\-]+)", rest.split(")")[0]))
-            current.append(_Instruction(name, shape, kind, operands, line))
-            shapes[name] = shape
-    return _Program(entry, computations, shapes)

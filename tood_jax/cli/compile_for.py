@@ -93,11 +93,8 @@ def compile_all(args: Args, config: Config) -> list[Row]:
             lowering = partial(lower, config, args.num_classes, total, canvas, mesh)
             row: Row = {"program": program, "topology": args.topology, "per_chip_batch": images, "global_batch": total}
             row["loops"] = config.train.scan_blocks or config.train.accumulate_steps > 1
-            row |= compile_one(lowering, mesh, Path(args.hlo) / f"{program}_{images}.txt" if args.hlo else None)
+            row |= compile_one(lowering, mesh, chip, Path(args.hlo) / f"{program}_{images}.txt" if args.hlo else None)
             row["chip_memory"] = chip.memory if chip else None
-            if chip and row["fits"] and row["memory"]["total"] > chip.memory:
-                taken = "the compiler took it, but it needs more than the chip has"
-                row |= {"fits": False, "needed": row["memory"]["total"], "refusal": taken}
             rows.append(row)
             print(describe(row, chip), flush=True)
             if not row["fits"]:
@@ -114,8 +111,8 @@ def compile_all(args: Args, config: Config) -> list[Row]:
     return rows
 
 
-def compile_one(lower: Callable[[], Any], mesh: Mesh, hlo: Path | None) -> Row:
-    """Figures of one compilation; "fits" is False where the compiler found too little memory."""
+def compile_one(lower: Callable[[], Any], mesh: Mesh, chip: Chip | None, hlo: Path | None = None) -> Row:
+    """Figures of one compilation; "fits" is False where it needs more memory than the chip has, if that is known."""
     start = time.perf_counter()
     lowered = lower()
     middle, used = time.perf_counter(), time.process_time()
@@ -137,6 +134,9 @@ def compile_one(lower: Callable[[], Any], mesh: Mesh, hlo: Path | None) -> Row:
         hlo.write_text(compiled.as_text())
     memory = memory_of(compiled)
     row["memory"] = {**memory._asdict(), "total": memory.total}
+    if chip and memory.total > chip.memory:
+        taken = "the compiler took it, but it needs more than the chip has"
+        row |= {"fits": False, "needed": memory.total, "refusal": taken}
     row["work"] = work_of(compiled)._asdict()
     row["collectives"] = [
         {**one._asdict(), "count": count} for one, count in summed(collectives_of(compiled.as_text(), mesh))

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-from collections import Counter
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +9,11 @@ from jax.sharding import Mesh
 
 from tood_jax.config import Config
 from tood_jax.data.coco import CocoSet
-from tood_jax.data.pipeline import DataCounts, eval_batches
+from tood_jax.data.pipeline import eval_batches
 from tood_jax.evaluation.coco_ap import CocoMetrics, coco_results, evaluate
 from tood_jax.evaluation.predict import DetectStep, ImageDetections, detect_batches
-from tood_jax.training.messages import from_all, from_first
+from tood_jax.training.messages import from_first
+from tood_jax.training.reporting import counts_of_all
 from tood_jax.training.state import Tree
 
 
@@ -49,12 +49,4 @@ def evaluate_set(
     )
     told = from_first(lambda: dataclasses.asdict(evaluate(dataset.ground_truth(), results)))
     metrics = CocoMetrics(**{**told, "class_ap": tuple(told["class_ap"])})
-    return Evaluation(metrics, found, results, _counts_of_all(batches.counts).summary())
-
-
-def _counts_of_all(own: DataCounts) -> DataCounts:
-    """What all processes had to leave out."""
-    total = DataCounts()
-    for objects, images, broken in from_all((own.truncated_objects, own.truncated_images, dict(own.broken))):
-        total.add(DataCounts(objects, images, Counter(broken)))
-    return total
+    return Evaluation(metrics, found, results, counts_of_all(batches.counts).summary())

@@ -135,18 +135,25 @@ def _kernel_gradient_by_taps(x, kernel, cotangent, *, stride, padding, groups, p
     whole_map = stride == 1 and (height, width) == x.shape[1:3]
     padded = jnp.pad(cotangent if whole_map else x, around)
 
-    def tap(row: int, column: int):
-        """[I / groups, O]: the gradient of one place of the kernel."""
+    def views(row: int, column: int):
+        """The map and the cotangent as one place of the kernel sees them."""
         if whole_map:
             top, left = 2 * padding - row, 2 * padding - column
-            view, seen = padded[:, top : top + height, left : left + width], x
-        else:
-            view, seen = cotangent, padded[:, row::stride, column::stride][:, :height, :width]
+            return x, padded[:, top : top + height, left : left + width]
+        return padded[:, row::stride, column::stride][:, :height, :width], cotangent
+
+    def tap(row: int, column: int):
+        """[I / groups, O]: the gradient of one place of the kernel."""
+        seen, view = views(row, column)
         if groups == 1:
             return _over_cells(seen, view, precision)
         seen, view = (one.reshape(batch, height, width, groups, -1) for one in (seen, view))
         return jnp.einsum("bhwgi,bhwgo->igo", seen, view, precision=precision).reshape(inputs, outputs)
 
+    if whole_map and groups == 1 and rows * columns * outputs <= inputs:  # so few that they fit in one product
+        shifted = [views(row, column)[1] for row in range(rows) for column in range(columns)]
+        product = _over_cells(x, jnp.concatenate(shifted, axis=-1), precision)  # [I, taps·O]
+        return product.reshape(inputs, rows, columns, outputs).transpose(1, 2, 0, 3)
     return jnp.stack([jnp.stack([tap(row, column) for column in range(columns)]) for row in range(rows)])
 
 

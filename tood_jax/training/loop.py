@@ -27,7 +27,7 @@ from tood_jax.training.messages import is_first
 from tood_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tood_jax.training.plan import Plan, make_plan
 from tood_jax.training.records import RunLog
-from tood_jax.training.reporting import Pace, announce, log_window
+from tood_jax.training.reporting import Pace, announce, counts_of_all, log_window
 from tood_jax.training.restoring import StartFrom, restore_or_init
 from tood_jax.training.sharding import check_batch, check_canvases
 from tood_jax.training.signals import Reason, Stopped, StopRequest
@@ -166,8 +166,10 @@ class _Run:
         if self.step % self.config.train.log_every_steps == 0 or self.step == self.plan.total_steps:
             self.ledger.mark(self.step)
             log_window(self.config, self.plan, self.step, self.unlogged, pace, self.ledger, self.log)
-        if self.step in (self.plan.epoch_steps, self.plan.total_steps) and (left_out := self.feed.counts.summary()):
-            self.log.say(f"Training data so far: {left_out}")
+        if self.step in (self.plan.epoch_steps, self.plan.total_steps):
+            left_out = counts_of_all(self.feed.counts).summary()
+            if left_out:
+                self.log.say(f"Training data so far: {left_out}")
 
     def _save(self, metrics: dict[str, Any] | None = None) -> None:
         about = _about(self.config, self.train_set, self.step, self.unlogged)

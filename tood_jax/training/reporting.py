@@ -1,13 +1,16 @@
 """What the loop tells of itself: the plan at its start, and a line every so many steps."""
 
+from collections import Counter
+
 import jax
 import numpy as np
 
 from tood_jax.config import Config
 from tood_jax.data.coco import CocoSet
-from tood_jax.data.pipeline import describe_batches
+from tood_jax.data.pipeline import DataCounts, describe_batches
 from tood_jax.detectors.losses import loss_parts
 from tood_jax.training.goodput import STEPS, Ledger, Stopwatch
+from tood_jax.training.messages import from_all
 from tood_jax.training.optimizer import scaled_learning_rate
 from tood_jax.training.plan import Plan
 from tood_jax.training.records import RunLog, format_eta, images_per_second, memory_report
@@ -92,3 +95,11 @@ def _phase(config: Config, means: Row) -> dict[str, str]:
     if config.learning.assigner != "task_aligned":
         return {}
     return {"phase": "task-aligned" if means["task_aligned"] > 0.5 else "ATSS"}
+
+
+def counts_of_all(own: DataCounts) -> DataCounts:
+    """What all processes had to leave out of the data; to be called by all of them."""
+    total = DataCounts()
+    for objects, images, broken in from_all((own.truncated_objects, own.truncated_images, dict(own.broken))):
+        total.add(DataCounts(objects, images, Counter(broken)))
+    return total

@@ -1,0 +1,65 @@
+"""Where a step's time goes: hand-made timelines, and a real profile of the tiny detector."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import floors, stages
+from benchmarks.stages import Event, own_times, seconds_by_stage
+from tests.tiny import IMAGE_SIDE, tiny_config
+from tood_jax.ahead_of_time.hlo_text import read_program
+from tood_jax.config import save_config
+
+TEXT = """HloModule jit_step
+
+%inside (p: f32[4,4]) -> f32[4,4] {
+  %p = f32[4,4]{1,0} parameter(0)
+  ROOT %product = f32[4,4]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (a: f32[4,4]) -> f32[4,4] {
+  %a = f32[4,4]{1,0} parameter(0)
+  %fused = f32[4,4]{1,0} fusion(%a), kind=kCustom, calls=%inside, metadata={op_name="jit(step)/head/inter_0/add"}
+  %norm = f32[4,4]{1,0} add(%fused, %a), metadata={op_name="jit(step)/head/inter_0_norm/add"}
+  ROOT %copy.1 = f32[4,4]{1,0} copy(%norm)
+}
+"""
+
+
+def test_an_event_loses_what_is_inside_of_it():
+    line = [Event("inner", 2, 3), Event("loop", 0, 10), Event("innermost", 3, 1), Event("next", 10, 4)]
+    assert sorted(own_times(line)) == [("inner", 2), ("innermost", 1), ("loop", 7), ("next", 4)]
+
+
+def test_no_events():
+    assert list(own_times([])) == []
+
+
+def test_products_and_all_else_by_stage():
+    lines = [
+        [Event("fused", 0, 5e9), Event("norm", 5e9, 1e9)],
+        [Event("copy.1", 0, 2e9), Event("of another program", 3e9, 1e9)],
+    ]
+    products, others = seconds_by_stage(lines, read_program(TEXT))
+    assert products == {"interactive convolutions": 5}
+    assert others == {"interactive convolutions": 1, floors.UNSAID: 3}
+
+
+@pytest.mark.slow
+def test_a_real_profile(tmp_path):
+    config = tiny_config(tmp_path, tmp_path)
+    config = replace(
+        config,
+        backbone=replace(config.backbone, norm="frozen_batch", frozen_stages=3),
+        optimizer=replace(config.optimizer, ema_decay=None),
+    )
+    file, out = tmp_path / "tiny.json", tmp_path / "report.json"
+    save_config(config, file)
+    size = (f"--height={IMAGE_SIDE}", f"--width={IMAGE_SIDE}", "--classes=4", "--batch=2", "--repeats=2")
+    report = stages.main(["--config", str(file), *size, f"--out={out}", "--compilation_cache"])
+    rows = {row["stage"]: row for row in report["results"]}
+    assert rows["interactive convolutions"]["products"] > 0
+    assert rows["c5"]["floor"] > 0
+    assert rows["all"]["products"] == pytest.approx(sum(row["products"] for row in report["results"][:-1]))
+    assert rows["all"]["others"] > rows["all"]["floor"] > 0
+    assert min(report["rates"].values()) > 0
