@@ -24,7 +24,6 @@ import psutil
 import tyro
 from jax.sharding import Mesh
 
-from tood_jax.cli.host_memory import keep_freed_memory
 from tood_jax.cli.options import parse
 from tood_jax.config import Config, to_dict
 from tood_jax.detectors.detector import Detector, canvas_pyramid
@@ -53,8 +52,6 @@ class Options:
     """The JSON file; empty means benchmarks/results/NAME.json."""
     compilation_cache: bool = False
     """Use JAX's persistent compilation cache where one is set; compile times then say nothing."""
-    keep_freed_memory: bool = True
-    """On CPUs, as train.py does."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,6 @@ def with_config(argv: Sequence[str]) -> list[str]:
 def _prepared(args: Args) -> Args:
     if args.repeats < 1:
         raise SystemExit(f"--repeats={args.repeats} must be at least 1.")
-    if args.keep_freed_memory:
-        keep_freed_memory()
     if not args.compilation_cache:
         jax.config.update("jax_enable_compilation_cache", False)
     return args
@@ -145,6 +140,7 @@ def machine() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "system": platform.platform(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "allocator": {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "GLIBC_"))},
     }
 
 

@@ -78,9 +78,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     jax.block_until_ready(step(0))
 
     flops, bandwidth = products_a_second(config.train.precision, args.repeats), bytes_a_second(args.repeats)
-    started = time.perf_counter()
-    events = profile(lambda: step(0), args.repeats)
-    elapsed = (time.perf_counter() - started) / args.repeats
+    elapsed, events = profile(lambda: step(0), args.repeats)
     products, others = seconds_by_stage(events, read_program(program.run.as_text()))
     floor = floor_by_stage(config, args, flops, bandwidth)
     rows = [
@@ -136,15 +134,17 @@ def _quickest(function: Callable[..., jax.Array], *arguments: jax.Array, repeats
     return min(seconds)
 
 
-def profile(run: Run, repeats: int) -> list[list[Event]]:
-    """What ran in so many runs, a list for each thread or stream."""
+def profile(run: Run, repeats: int) -> tuple[float, list[list[Event]]]:
+    """Seconds of a run, and what ran in so many of them, a list for each thread or stream."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
+            started = time.perf_counter()
             for _ in range(repeats):
                 jax.block_until_ready(run())
+            elapsed = (time.perf_counter() - started) / repeats
         (file,) = Path(folder).rglob("*.xplane.pb")
         planes = jax.profiler.ProfileData.from_file(str(file)).planes
-        return [
+        return elapsed, [
             [
                 Event(str(found["hlo_op"]), event.start_ns, event.duration_ns)
                 for event in line.events

@@ -23,8 +23,17 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def unbroken(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
-    finish(start(data, workdir))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_LOG_COMPILES", "1")
+        output = finish(start(data, workdir))
+    workdir.with_suffix(".output").write_text(output)
     return workdir
+
+
+def test_one_program_trains_and_one_evaluates(unbroken):
+    """Neither the second phase, nor the last and smaller batch of an evaluation, nor a save compiles a step again."""
+    output = unbroken.with_suffix(".output").read_text()
+    assert output.count("Finished XLA compilation of jit(step)") == 2
 
 
 def test_kill_9_at_a_random_moment(data, unbroken, tmp_path):

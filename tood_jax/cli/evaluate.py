@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tood_jax.cli.common import load_trained, parse_with_checkpoint, said_in_one_sentence, use_compilation_cache
-from tood_jax.cli.host_memory import keep_freed_memory
 from tood_jax.config import ConfigError
 from tood_jax.data.sets import load_set
 from tood_jax.evaluation.coco_ap import format_table, write_results
@@ -32,7 +31,6 @@ def main(argv: list[str] | None = None) -> None:
     description = "Evaluate a checkpoint on the val split of its config, or of overrides."
     args, config, checkpoint = parse_with_checkpoint(Args, argv, prog="eval.py", description=description)
     use_compilation_cache()
-    keep_freed_memory()
     with said_in_one_sentence("eval.py"):
         join()
         say = print if is_first() else lambda *_: None

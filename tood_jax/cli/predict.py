@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from tood_jax.cli.common import load_trained, parse_with_checkpoint, said_in_one_sentence, use_compilation_cache
-from tood_jax.cli.host_memory import keep_freed_memory
 from tood_jax.config import Config
 from tood_jax.data.batching import canvases, place
 from tood_jax.data.decode import decode_image
@@ -50,7 +49,6 @@ def main(argv: list[str] | None = None) -> None:
     description = "Detect in pictures: draws what is found and writes it as JSON."
     args, config, checkpoint = parse_with_checkpoint(Args, argv, prog="predict.py", description=description)
     use_compilation_cache()
-    keep_freed_memory()
     with said_in_one_sentence("predict.py"):
         files = find_images(args.images)
         names = output_names(files)

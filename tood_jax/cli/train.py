@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from tood_jax.build import build_model
 from tood_jax.cli.common import said_in_one_sentence, use_compilation_cache
-from tood_jax.cli.host_memory import keep_freed_memory
 from tood_jax.cli.options import parse
 from tood_jax.config import Config, ConfigError, save_config
 from tood_jax.config_rules import warnings
@@ -54,7 +53,6 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args, config = parse(Args, argv, prog="train.py", description="Train a detector, or go on where a run stopped.")
     use_compilation_cache()
-    keep_freed_memory()
     began = min(time.time(), psutil.Process().create_time())
     try:
         with said_in_one_sentence("train.py"):
