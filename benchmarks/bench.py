@@ -36,6 +36,7 @@ SETS = {  # name: command
             f"training_{images}": f"train_step --config {R50} {FULL_SIZE} --batch {images} --repeats 10"
             for images in (8, 16, 32, 64)
         },
+        "stages": f"stages --config {R50} {FULL_SIZE} --batch 16 --peer",
         "inference_32": f"inference --config {R50} {FULL_SIZE} --batch 32 --repeats 20",
         "inference_1": f"inference --config {R50} {FULL_SIZE} --batch 1 --repeats 50",
         "versus_torch": f"versus_torch --config {R50} --batch 16 --height 800 --width 1344 --train.precision=bfloat16",

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +104,24 @@ def _training(peer: str, task: Task) -> Run:
         _wait()
 
     return run
+
+
+def profile_training(task: Task, repeats: int) -> tuple[float, float]:
+    """Seconds that a step spends in convolutions and matrix products, and in all else, by PyTorch's own profiler."""
+    run = _training(EAGER, task)
+    run()
+    with torch.profiler.profile() as profile:
+        for _ in range(repeats):
+            run()
+    on_gpu = torch.get_default_device().type == "cuda"
+    products = others = 0.0
+    for one in profile.key_averages():
+        spent = (one.self_device_time_total if on_gpu else one.self_cpu_time_total) / 1e6 / repeats
+        if re.fullmatch(r"aten::(\w*conv\w*|\w*mm)", one.key):
+            products += spent
+        elif one.key.startswith("aten::") or not on_gpu:  # kernels of a GPU count with what started them
+            others += spent
+    return products, others
 
 
 def _inference(peer: str, task: Task) -> Run:

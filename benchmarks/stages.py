@@ -5,7 +5,7 @@
 The product's step runs --repeats times under JAX's profiler. An operation counts where the compiler says that it comes
 from, a fusion where its last operation does; a product is an operation with a convolution or matrix product in it. The
 floor is that of floors.py, in the precision of the run, at the rates of products and copies that are measured here
-first. Times are summed over the threads that run operations, or over a GPU's streams: where they overlap, the sum is
+too. Times are summed over the threads that run operations, or over a GPU's streams: where they overlap, the sum is
 more than the step takes.
 """
 
@@ -24,18 +24,18 @@ import jax.numpy as jnp
 
 from benchmarks import floors
 from benchmarks.common import (
-    ModelOptions,
     Report,
     begin_report,
     filled_variables,
     finish_report,
+    load_peers,
     mesh_of,
     print_table,
     random_batch,
     read_options_and_config,
     with_config,
 )
-from benchmarks.task import Run
+from benchmarks.task import Run, Sizes, make_task
 from benchmarks.train_step import compile_step, standing_still
 from tood_jax.ahead_of_time.hlo_text import Instruction, Program, read_program
 from tood_jax.build import build_model
@@ -49,11 +49,11 @@ FLOORS = {"assigner": floors.LOSSES, "losses": floors.LOSSES, "sampling": floors
 
 
 @dataclass(frozen=True)
-class Args(ModelOptions):
+class Args(Sizes):
     """Of the profile; one device."""
 
-    objects: int = 8
-    """Objects an image."""
+    peer: bool = False
+    """PyTorch's step too, by its own profiler."""
 
 
 class Event(NamedTuple):
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     """Profile, print, write."""
     argv = with_config(sys.argv[1:] if argv is None else argv)
     args, config = read_options_and_config(Args, argv, NAME, "Time a training step, stage by stage.")
+    peers = load_peers() if args.peer else None
     report = begin_report(NAME, argv, args, config)
     learning = dataclasses.replace(config.learning, warmup_epochs=0)  # the published phase
     config = dataclasses.replace(standing_still(config, args.batch), learning=learning)
@@ -86,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
         | {"floor": floor.get(name)}
         for name, _ in STAGES
     ]
+    peer = peers.profile_training(make_task(args, config), args.repeats) if peers else None
     rows.append({"stage": "all"} | {key: sum(row[key] or 0 for row in rows) for key in ("products", "others", "floor")})
     print_table(
         f"{config.name}, {args.batch} × {args.height} × {args.width}, {config.train.precision}, a step",
@@ -96,8 +98,10 @@ def main(argv: Sequence[str] | None = None) -> Report:
         f"\nA step under the profiler takes {1e3 * elapsed:.0f} ms. "
         f"The machine: {flops / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s."
     )
+    if peer:
+        print(f"PyTorch: products {1e3 * peer[0]:.0f} ms, all else {1e3 * peer[1]:.0f}.")
     machine = {"flops_per_second": flops, "bytes_per_second": bandwidth}
-    return finish_report(report, args, seconds_per_step=elapsed, rates=machine, results=rows)
+    return finish_report(report, args, seconds_per_step=elapsed, rates=machine, torch=peer, results=rows)
 
 
 def _line(row: dict[str, Any]) -> list[Any]:

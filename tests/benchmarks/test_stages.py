@@ -1,14 +1,10 @@
 """Where a step's time goes: hand-made timelines, and a real profile of the tiny detector."""
 
-from dataclasses import replace
-
 import pytest
 
 from benchmarks import floors, stages
 from benchmarks.stages import Event, own_times, seconds_by_stage
-from tests.tiny import IMAGE_SIDE, tiny_config
 from tood_jax.ahead_of_time.hlo_text import read_program
-from tood_jax.config import save_config
 
 TEXT = """HloModule jit_step
 
@@ -45,21 +41,29 @@ def test_products_and_all_else_by_stage():
     assert others == {"interactive convolutions": 1, floors.UNSAID: 3}
 
 
+def profiled(tmp_path, *more):
+    """The report of a small R50's profile, and its rows by stage."""
+    out = tmp_path / "report.json"
+    network = ("--backbone.width=8", "--neck.channels=32", "--head.channels=32", "--head.norm_groups=8")
+    size = ("--batch=1", "--height=64", "--width=64", "--classes=4", "--repeats=2")
+    report = stages.main([*network, *size, *more, f"--out={out}", "--compilation_cache"])
+    return report, {row["stage"]: row for row in report["results"]}
+
+
 @pytest.mark.slow
 def test_a_real_profile(tmp_path):
-    config = tiny_config(tmp_path, tmp_path)
-    config = replace(
-        config,
-        backbone=replace(config.backbone, norm="frozen_batch", frozen_stages=3),
-        optimizer=replace(config.optimizer, ema_decay=None),
-    )
-    file, out = tmp_path / "tiny.json", tmp_path / "report.json"
-    save_config(config, file)
-    size = (f"--height={IMAGE_SIDE}", f"--width={IMAGE_SIDE}", "--classes=4", "--batch=2", "--repeats=2")
-    report = stages.main(["--config", str(file), *size, f"--out={out}", "--compilation_cache"])
-    rows = {row["stage"]: row for row in report["results"]}
+    report, rows = profiled(tmp_path)
     assert rows["interactive convolutions"]["products"] > 0
     assert rows["c5"]["floor"] > 0
     assert rows["all"]["products"] == pytest.approx(sum(row["products"] for row in report["results"][:-1]))
-    assert rows["all"]["others"] > rows["all"]["floor"] > 0
+    assert rows["all"]["others"] > 0
+    assert rows["all"]["floor"] > 0
+    assert rows[floors.UNSAID]["products"] + rows[floors.UNSAID]["others"] < 0.5 * rows["all"]["others"]
     assert min(report["rates"].values()) > 0
+
+
+@pytest.mark.torch
+def test_beside_torch(tmp_path, capsys):
+    report, _ = profiled(tmp_path, "--peer")
+    assert min(report["torch"]) > 0
+    assert "PyTorch: products" in capsys.readouterr().out
