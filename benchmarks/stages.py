@@ -9,12 +9,11 @@ too. Times are summed over the threads that run operations, or over a GPU's stre
 more than the step takes.
 """
 
-import dataclasses
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,23 +21,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import floors
+from benchmarks import floors, ours
 from benchmarks.common import (
     Report,
     begin_report,
-    filled_variables,
     finish_report,
+    interleaved,
     load_peers,
-    mesh_of,
     print_table,
-    random_batch,
     read_options_and_config,
     with_config,
 )
 from benchmarks.task import Run, Sizes, make_task
-from benchmarks.train_step import compile_step, standing_still
 from tood_jax.ahead_of_time.hlo_text import Instruction, Program, read_program
-from tood_jax.build import build_model
 from tood_jax.config import Config
 
 NAME = "stages"
@@ -70,16 +65,12 @@ def main(argv: Sequence[str] | None = None) -> Report:
     args, config = read_options_and_config(Args, argv, NAME, "Time a training step, stage by stage.")
     peers = load_peers() if args.peer else None
     report = begin_report(NAME, argv, args, config)
-    learning = dataclasses.replace(config.learning, warmup_epochs=0)  # the published phase
-    config = dataclasses.replace(standing_still(config, args.batch), learning=learning)
-    size = {"objects": args.objects, "max_objects": args.objects, "classes": args.classes, "seed": args.seed}
-    batch = random_batch(args.batch, args.height, args.width, **size)
-    variables = filled_variables(build_model(config, args.classes), args.seed)
-    program, step = compile_step(config, args.classes, variables, batch, mesh_of(1))
-    jax.block_until_ready(step(0))
+    task = make_task(args, config)
+    step, program = ours.runs(task)["training step"]()
+    jax.block_until_ready(step())
 
-    flops, bandwidth = products_a_second(config.train.precision, args.repeats), bytes_a_second(args.repeats)
-    elapsed, events = profile(lambda: step(0), args.repeats)
+    flops, bandwidth = rates(config.train.precision, args.repeats)
+    elapsed, events = profile(step, args.repeats)
     products, others = seconds_by_stage(events, read_program(program.run.as_text()))
     floor = floor_by_stage(config, args, flops, bandwidth)
     rows = [
@@ -87,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
         | {"floor": floor.get(name)}
         for name, _ in STAGES
     ]
-    peer = peers.profile_training(make_task(args, config), args.repeats) if peers else None
+    peer = peers.profile_training(task, args.repeats) if peers else None
     rows.append({"stage": "all"} | {key: sum(row[key] or 0 for row in rows) for key in ("products", "others", "floor")})
     print_table(
         f"{config.name}, {args.batch} × {args.height} × {args.width}, {config.train.precision}, a step",
@@ -109,33 +100,22 @@ def _line(row: dict[str, Any]) -> list[Any]:
     return [row["stage"], 1e3 * row["products"], 1e3 * row["others"], floor and 1e3 * floor, floor and spent / floor]
 
 
-def products_a_second(dtype: str, repeats: int) -> float:
-    """FLOP/s of the product of two square matrices, the best of some runs."""
+def rates(dtype: str, repeats: int) -> tuple[float, float]:
+    """FLOP/s of the product of two square matrices, and bytes/s of a sum in place over 256 MiB, which no cache holds.
+
+    The best of some runs.
+    """
     side = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jnp.ones((side, side), dtype)
-    return 2 * side**3 / _quickest(jax.jit(jnp.matmul), a, a, repeats=repeats)
+    a, multiply = jnp.ones((side, side), dtype), jax.jit(jnp.matmul)
+    x, add = jnp.zeros(2**26, jnp.float32), jax.jit(lambda x: x + 1, donate_argnums=0)
 
+    def add_in_place() -> jax.Array:
+        nonlocal x
+        x = add(x)
+        return x
 
-def bytes_a_second(repeats: int) -> float:
-    """Bytes/s read and written by a sum in place over 256 MiB, which no cache holds; the best of some runs."""
-    add = jax.jit(lambda x: x + 1, donate_argnums=0)
-    x, seconds = add(jnp.zeros(2**26, jnp.float32)), []
-    for _ in range(max(repeats, 3)):
-        x.block_until_ready()
-        started = time.perf_counter()
-        x = add(x).block_until_ready()
-        seconds.append(time.perf_counter() - started)
-    return 2 * x.nbytes / min(seconds)
-
-
-def _quickest(function: Callable[..., jax.Array], *arguments: jax.Array, repeats: int) -> float:
-    function(*arguments).block_until_ready()
-    seconds = []
-    for _ in range(max(repeats, 3)):
-        started = time.perf_counter()
-        function(*arguments).block_until_ready()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    found = interleaved({"product": lambda: multiply(a, a), "sum": add_in_place}, max(repeats, 3))
+    return 2 * side**3 / found["product"]["min_seconds"], 2 * x.nbytes / found["sum"]["min_seconds"]
 
 
 def profile(run: Run, repeats: int) -> tuple[float, list[list[Event]]]:
@@ -177,19 +157,20 @@ def seconds_by_stage(lines: list[list[Event]], program: Program) -> tuple[Counte
 
 def own_times(line: list[Event]) -> Iterator[tuple[str, float]]:
     """(name, nanoseconds) of each event of one thread, less those of the events inside of it."""
-    open_events: list[tuple[Event, float]] = []  # and the time of what is inside
+    open_events: list[Event] = []
+    inside: list[float] = []  # of each of them, the time of the events in it
 
     def close(until: float) -> Iterator[tuple[str, float]]:
-        while open_events and open_events[-1][0].start + open_events[-1][0].duration <= until:
-            event, inside = open_events.pop()
-            if open_events:
-                parent, sum_inside = open_events.pop()
-                open_events.append((parent, sum_inside + event.duration))
-            yield event.name, event.duration - inside
+        while open_events and open_events[-1].start + open_events[-1].duration <= until:
+            event = open_events.pop()
+            yield event.name, event.duration - inside.pop()
+            if inside:
+                inside[-1] += event.duration
 
     for event in sorted(line, key=lambda event: (event.start, -event.duration)):
         yield from close(event.start)
-        open_events.append((event, 0.0))
+        open_events.append(event)
+        inside.append(0.0)
     yield from close(float("inf"))
 
 

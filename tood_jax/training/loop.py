@@ -166,10 +166,9 @@ class _Run:
         if self.step % self.config.train.log_every_steps == 0 or self.step == self.plan.total_steps:
             self.ledger.mark(self.step)
             log_window(self.config, self.plan, self.step, self.unlogged, pace, self.ledger, self.log)
-        if self.step in (self.plan.epoch_steps, self.plan.total_steps):
-            left_out = counts_of_all(self.feed.counts).summary()
-            if left_out:
-                self.log.say(f"Training data so far: {left_out}")
+        at_an_end = self.step in (self.plan.epoch_steps, self.plan.total_steps)
+        if at_an_end and (left_out := counts_of_all(self.feed.counts).summary()):
+            self.log.say(f"Training data so far: {left_out}")
 
     def _save(self, metrics: dict[str, Any] | None = None) -> None:
         about = _about(self.config, self.train_set, self.step, self.unlogged)
