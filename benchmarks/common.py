@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 import tyro
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from tood_jax.cli.options import parse
 from tood_jax.config import Config, to_dict
@@ -276,6 +276,18 @@ def load_peers(mend: str = "pip install torch==2.13.0") -> Any:
 def mesh_of(devices: int) -> Mesh:
     """The mesh of the first so many devices; 0 takes all."""
     return make_mesh(jax.devices()[: devices or None])
+
+
+def absent_chip(topology: str) -> SingleDeviceSharding:
+    """The first chip of a TPU that isn't there, "v5e:2x2", to compile for; where libtpu is absent, what to do."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks the network which TPU it is on
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from jax.experimental import topologies
+
+    try:
+        return SingleDeviceSharding(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0])
+    except Exception as error:
+        raise SystemExit(f"--topology={topology} needs libtpu, pip install 'jax[tpu]': {error}") from error
 
 
 def filled_variables(model: Detector, seed: int) -> tuple[Any, Any]:

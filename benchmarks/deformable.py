@@ -16,7 +16,6 @@ beside the times. "HBM MB", for TPUs, is our own count of the compiled text (too
 
 import functools
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,13 +24,13 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import SingleDeviceSharding
 
 from benchmarks.common import (
     Options,
     Program,
     Report,
     Row,
+    absent_chip,
     begin_report,
     compile_program,
     finish_report,
@@ -155,15 +154,7 @@ def random_arrays(args: Args) -> tuple[jax.Array, ...]:
 
 def abstract_arrays(args: Args) -> tuple[jax.ShapeDtypeStruct, ...]:
     """The same arrays on the first chip of a TPU that isn't there."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks the network which TPU it is on
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    from jax.experimental import topologies
-
-    try:
-        chip = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices[0]
-    except Exception as error:
-        raise SystemExit(f"--topology={args.topology} needs libtpu, pip install 'jax[tpu]': {error}") from error
-    there = SingleDeviceSharding(chip)
+    there = absent_chip(args.topology)
     return tuple(jax.ShapeDtypeStruct(shape, dtype, sharding=there) for shape, dtype in shapes(args).values())
 
 

@@ -20,9 +20,10 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of PyTorch, whose threads in two workers wait for one another, busily
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# The tests spend their time on compiling, which takes half as long without optimisation. The golden numbers
-# (fixture `optimized`) and `make demo` run optimised programs.
+# The tests spend their time on compiling, which takes a quarter as long without optimisation and XLA:CPU's fusion
+# emitters. The golden numbers (fixture `optimized`) and `make demo` run optimised programs.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import jax  # noqa: E402
@@ -54,7 +55,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 @pytest.fixture(scope="module")
 def optimized():
-    """Compile as users do."""
+    """Compile as users do, but for XLA:CPU's fusion emitters, which a program asks for with AS_USERS."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield

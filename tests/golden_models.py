@@ -5,10 +5,9 @@ Axes: B = 2 images · H, W = 128, 160 pixels · M = 6 padded objects · N cells 
 
 import copy
 import dataclasses
-import functools
 import json
 import operator
-from functools import cached_property
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +42,7 @@ RIVALS = {  # golden file → config in configs/rivals
     "fovea_r50_fpn_4xb4-1x_coco": "fovea_r50_fpn_1x_coco",
 }
 NUM_CLASSES = 80
+AS_USERS = {"xla_cpu_use_fusion_emitters": True}  # which conftest.py switches off, to compile quicker
 
 # Image 0, objects 3 and 4: two cells lie at exactly equal distance at the 9th place of ATSS; torch.topk's choice among
 # equals is an accident of its selection. 1e-4 px towards the cell it took decides it for everybody.
@@ -162,7 +162,7 @@ class GoldenModel:
         accidents = RELU_ACCIDENTS.get(self.name, ())
         names = ("backbone", "neck", *(accident.layer[-1] for accident in accidents))
 
-        @jax.jit
+        @partial(jax.jit, compiler_options=AS_USERS)
         def run(variables, images):
             pred, state = self.model.apply(
                 variables,
@@ -172,9 +172,7 @@ class GoldenModel:
             )
             state = state["intermediates"]
             c, p = state["backbone"]["__call__"][0], state["neck"]["__call__"][0]
-            before_relu = [
-                functools.reduce(operator.getitem, (*accident.layer, "__call__"), state) for accident in accidents
-            ]
+            before_relu = [reduce(operator.getitem, (*accident.layer, "__call__"), state) for accident in accidents]
             return pred, c, p, before_relu, detections(pred, self.batch, self.config)
 
         return jax.device_get(run(self.variables, self.images))
@@ -189,7 +187,7 @@ class GoldenModel:
             losses = detection_losses(pred, batch, aligned, self.config)
             return losses.total, losses
 
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))
+        return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=AS_USERS)
 
     def learn(self, phase: str, params=None):
         """`value_and_grad` of a golden phase: atss, tal, atss_empty or tal_empty."""
@@ -206,7 +204,7 @@ class GoldenModel:
         accidents = [accident for accident in RELU_ACCIDENTS.get(self.name, ()) if accident.phase == phase]
         params = copy.deepcopy(self.variables["params"]) if accidents else self.variables["params"]
         for accident in accidents:
-            layer = functools.reduce(operator.getitem, accident.layer, params)
+            layer = reduce(operator.getitem, accident.layer, params)
             layer.get("norm", layer)["bias"][accident.channel] += accident.nudge
         return params
 
@@ -219,7 +217,7 @@ class GoldenModel:
         """Losses (cls, box, …) [steps, parts] before each SGD step at a constant rate, and the last parameters."""
         optimizer = make_optimizer(self.config, optax.constant_schedule(1e-3))
 
-        @jax.jit
+        @partial(jax.jit, compiler_options=AS_USERS)
         def update(params, state, gradients):
             updates, state = optimizer.update(gradients, state, params)
             return optax.apply_updates(params, updates), state

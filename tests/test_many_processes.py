@@ -23,7 +23,6 @@ from tood_jax.data.synthetic import ShapesConfig, write_shapes
 from tood_jax.training.checkpoints import open_checkpoint
 
 finish = functools.partial(runs.finish, timeout=900)  # two processes on two cores take their time
-QUICK = "--xla_backend_optimization_level=0"  # compiles twice as fast
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def start(words, processes=1, devices=2, logs=None):
     """A door with so many processes and devices in all; one process runs without the launcher."""
     launcher = ["-m", "tood_jax.cli.launch", f"-n{processes}", f"--devices_per_process={devices // processes}"]
     command = [sys.executable, *([*launcher, f"--logs={logs}"] if processes > 1 else []), *words]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": QUICK}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -16,15 +16,14 @@ import pytest
 from benchmarks import assigners, convolutions, deformable, floors, inference, nms, table1, train_step
 from benchmarks.common import R50, interleaved, print_table, random_batch, read_options, spread
 from benchmarks.products import products
+from tests.benchmarks.timings import check_timing
 from tests.tiny import IMAGE_SIDE, tiny_config
 from tood_jax.cli.options import load_config
 from tood_jax.config import save_config
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["train_step", "inference", "assigners", "nms", "input_pipeline", "decoding", "deformable", "table1", "floors"]
-NAMES += ["convolutions", "counts"]
-HEAD = {"benchmark", "date", "command", "commit", "machine", "versions", "options", "memory", "results"}
-TIMING = {"median_seconds", "min_seconds", "max_seconds", "quartile_seconds", "all_seconds"}
+NAMES += ["alternatives", "convolutions", "counts"]
 PROGRAM = {"trace_seconds", "compile_seconds", "flops", "bytes_accessed", "memory"}
 SIZE = (f"--height={IMAGE_SIDE}", f"--width={IMAGE_SIDE}", "--classes=4")
 
@@ -43,30 +42,6 @@ def config_file(tmp_path):
     file = tmp_path / "tiny.json"
     save_config(config, file)
     return file
-
-
-@pytest.fixture
-def measured(tmp_path):
-    """Run a benchmark with two repeats; its report, which must be what the file holds."""
-
-    def run(module, *argv):
-        out = tmp_path / "deep" / "report.json"
-        # The cache of the tests stays on: compile times aren't looked at.
-        report = module.main([*argv, "--repeats=2", f"--out={out}", "--compilation_cache"])
-        assert json.loads(out.read_text(encoding="utf-8")) == report
-        assert set(report) >= HEAD
-        assert report["machine"]["cores"] >= 1
-        assert report["versions"]["jax"]
-        assert report["command"].startswith(f"python -m {module.__name__} ")
-        return report
-
-    return run
-
-
-def check_timing(timing):
-    assert set(timing) >= TIMING
-    assert len(timing["all_seconds"]) == 2
-    assert 0 < timing["min_seconds"] <= timing["median_seconds"] <= timing["max_seconds"]
 
 
 @pytest.mark.slow

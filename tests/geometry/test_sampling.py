@@ -1,17 +1,34 @@
-"""Per-side bilinear sampling: golden values and gradients, literals, and a plain loop."""
+"""Per-side bilinear sampling: golden values and gradients, literals, and a plain loop, in both formulations."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tests.golden_models import golden_ops
-from tood_jax.geometry.sampling import sample_sides
+from tood_jax.geometry import sampling_products
+from tood_jax.geometry.sampling import sample_by_gather, sample_sides, sample_sides_of_levels
 
 SHAPE = (1, 3, 4, 2)  # [B, H, W, S]
+LEVELS = ((3, 4), (2, 3), (1, 2), (1, 1))
 sample = jax.jit(sample_sides)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def sample_by_products(boxes, offsets, shapes):
+    return sampling_products.sample(boxes, offsets, shapes)
+
+
+sample_by_products.defvjp(
+    lambda boxes, offsets, shapes: (sampling_products.sample(boxes, offsets, shapes), (boxes, offsets)),
+    lambda shapes, arguments, cotangent: sampling_products.pull_back(*arguments, cotangent, shapes),
+)
+FORMULATIONS = sample_by_gather, sample_by_products
 
 
 def plain(boxes, offsets):
@@ -27,13 +44,19 @@ def plain(boxes, offsets):
     return out
 
 
-def test_values_and_gradients_equal_golden():
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_values_and_gradients_equal_golden(formulation):
     ops = golden_ops()
     boxes, offsets, cotangent, out, grad_boxes, grad_offsets = (
         jnp.asarray(np.moveaxis(ops[f"side_sampling.{name}"], 1, -1))
         for name in ("feature", "offset", "cotangent", "out", "grad_feature", "grad_offset")
     )
-    value, pull_back = jax.vjp(sample_sides, boxes, offsets.reshape(*boxes.shape, 2))
+
+    def sample(boxes, offsets):  # one level
+        in_a_row = boxes.reshape(len(boxes), -1, 4), offsets.reshape(len(boxes), -1, 4, 2)
+        return formulation(*in_a_row, (boxes.shape[1:3],)).reshape(boxes.shape)
+
+    value, pull_back = jax.vjp(sample, boxes, offsets)
     np.testing.assert_allclose(value, out, atol=2e-6)
     to_boxes, to_offsets = pull_back(cotangent)
     np.testing.assert_allclose(to_boxes, grad_boxes, atol=5e-6)
@@ -66,3 +89,39 @@ def test_far_offsets_give_zero_and_finite_gradients():
     value, gradients = learn(jnp.ones(SHAPE), offsets)
     assert value == 0
     assert all((g == 0).all() for g in gradients)
+
+
+@given(
+    arrays(np.float32, (2, 21, 2), elements=st.floats(-10, 10, width=32)),
+    arrays(
+        np.float32, (2, 21, 2, 2), elements=st.one_of(st.floats(-6, 6, width=32), st.sampled_from([0, 1, -1, 1e12]))
+    ),
+)
+def test_products_equal_gathers_on_several_levels(boxes, offsets):
+    (value, gradients), (other, others) = (of_levels(boxes, offsets) for of_levels in BOTH)
+    np.testing.assert_allclose(value, other, atol=1e-5)
+    for gradient, expected in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(gradient, expected, atol=1e-4)
+
+
+def _value_and_gradients(formulation):
+    def run(boxes, offsets):
+        value, pull_back = jax.vjp(partial(formulation, shapes=LEVELS), boxes, offsets)
+        return value, pull_back(jnp.arange(1, value.size + 1, dtype=jnp.float32).reshape(value.shape) / value.size)
+
+    return jax.jit(run)
+
+
+BOTH = [_value_and_gradients(one) for one in FORMULATIONS]
+
+
+def test_tpus_get_neither_gathers_nor_scatters():
+    def learn(boxes, offsets):
+        return jax.vjp(lambda *arguments: sample_sides_of_levels(*arguments, LEVELS), boxes, offsets)[1](boxes)
+
+    traced = jax.jit(learn).trace(jnp.ones((2, 21, 2)), jnp.ones((2, 21, 2, 2)))
+    found = {
+        platform: [word in traced.lower(lowering_platforms=(platform,)).as_text() for word in ("gather", "scatter")]
+        for platform in ("tpu", "cpu")
+    }
+    assert found == {"tpu": [False, False], "cpu": [True, True]}

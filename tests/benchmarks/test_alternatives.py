@@ -1,0 +1,42 @@
+"""Other formulations: they agree with the product's, and a difference ends the command."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import alternatives
+from benchmarks.nms import Args as Candidates
+from benchmarks.nms import random_candidates
+from tests.benchmarks.timings import check_timing
+from tood_jax.postprocess import nms
+
+SIZE = ("--batch=1", "--height=128", "--width=160")
+
+
+def test_all_ways_agree_and_are_timed(measured, capsys):
+    report = measured(alternatives, *SIZE)
+    ways = {(row["work"], row["way"]) for row in report["results"]}
+    assert len(ways) == len(report["results"]) == 11
+    for row in report["results"]:
+        check_timing(row)
+    assert "| sampling " in capsys.readouterr().out
+
+
+def test_a_way_that_differs_ends_the_command(measured, monkeypatch):
+    monkeypatch.setattr(alternatives, "stem_by_depth", lambda x, kernel: jnp.zeros((1, 64, 80, 64)))
+    with pytest.raises(SystemExit, match="space to depth and 7×7, stride 2 differ"):
+        measured(alternatives, *SIZE)
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.1, 0.5, 0.9]))
+def test_tiles_keep_what_rounds_keep(seed, threshold):
+    boxes, scores, labels = random_candidates(Candidates(seed=seed, classes=3, objects=5), 300)
+    scores = np.where(scores > threshold, scores, 0)
+    np.testing.assert_array_equal(TILES(boxes, scores, labels), ROUNDS(boxes, scores, labels))
+
+
+TILES = jax.jit(alternatives.nms_by_tiles)
+ROUNDS = jax.jit(lambda *one: nms(*one, iou_threshold=alternatives.IOU, max_detections=alternatives.DETECTIONS))
