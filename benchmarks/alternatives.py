@@ -66,7 +66,7 @@ class Args(Options):
     """A TPU topology to compile for instead of running here, v5e:2x2 for instance."""
 
 
-Case = tuple[dict[str, Callable[..., Any]], tuple[np.ndarray, ...]]  # ways of the same work (the product's first)
+Case = tuple[dict[str, Callable[..., Any]], tuple[np.ndarray, ...]]  # ways of the same work, and what it works on
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
         found = measure(ways, arguments, args)
         rows += [{"work": work, "way": way, **what} for way, what in found.items()]
     header = ["work", "way", "HBM MB", *ONE_BY_ONE, "compile, s"] if args.topology else ["work", "way", "ms"]
-    print_table(f"{args.batch} × {args.height} × {args.width}, the product's way first", header, map(line, rows))
+    print_table(f"{args.batch} × {args.height} × {args.width}", header, map(line, rows))
     return finish_report(report, args, results=rows)
 
 

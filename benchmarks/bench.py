@@ -44,10 +44,11 @@ SETS = {  # name: command
         "nms": "nms --candidates 1000 5000 20000",
         "deformable": "deformable --dtype bfloat16 --batch 8",
         "convolutions": "convolutions --batch 16 --height 800 --width 1344 --dtype bfloat16",
+        "alternatives": "alternatives --batch 16",
         "memory": f"memory --config {R50} --batch 8 --height 800 --width 1344",
     },
 }
-WHICH = ("phase", "case", "assigner", "objects", "candidates", "convolution", "what", "row", "side")  # names a row
+WHICH = ("phase", "case", "assigner", "objects", "candidates", "convolution", "what", "row", "side", "work", "way")
 Figures = dict[str, float]  # what: median seconds
 
 
