@@ -11,10 +11,8 @@ Axes: B images · N cells · G objects of a chunk · S candidates · K detection
 """
 
 import functools
-import itertools
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +40,7 @@ from benchmarks.nms import random_candidates
 from tood_jax.ahead_of_time.traffic import hbm_bytes
 from tood_jax.geometry import sampling, sampling_products
 from tood_jax.geometry.boxes import pairwise_iou
-from tood_jax.geometry.pyramid import level_shapes
+from tood_jax.geometry.pyramid import pyramid
 from tood_jax.networks.convolution import convolve
 from tood_jax.postprocess import nms
 
@@ -110,11 +108,10 @@ def compiled(
     shapes = [jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding) for one in arguments]
 
     def look(function: Callable[..., Any]) -> Row:
-        start = time.perf_counter()
-        text = jax.jit(function).lower(*shapes).compile().as_text()
-        seconds = time.perf_counter() - start
+        program = compile_program(jax.jit(function), *shapes)
+        text = program.run.as_text()  # type: ignore[attr-defined]
         counts = {kind: text.count(f" {kind}(") for kind in ONE_BY_ONE}
-        return {"hbm_bytes": hbm_bytes(text), "compile_seconds": seconds, **counts}
+        return {"hbm_bytes": hbm_bytes(text), "compile_seconds": program.about["compile_seconds"], **counts}
 
     return {way: look(function) for way, function in ways.items()}
 
@@ -122,15 +119,14 @@ def compiled(
 def cases(args: Args) -> dict[str, Case]:
     """The pieces of work, by name."""
     rng = np.random.default_rng(args.seed)
-    shapes = level_shapes(args.height, args.width)
-    cells = sum(height * width for height, width in shapes)
+    canvas = pyramid(args.height, args.width)
+    shapes, cells = canvas.shapes, len(canvas.points)
     image = rng.standard_normal((args.batch, args.height, args.width, 3), np.float32)
     kernel = rng.standard_normal((7, 7, 3, 64), np.float32)
     sides = rng.uniform(0, 8, (args.batch, cells, 4)).astype(np.float32)
     offsets = rng.normal(0, 1.5, (args.batch, cells, 4, 2)).astype(np.float32)
     metric = np.maximum(rng.uniform(-9, 1, (args.batch * OBJECTS, cells)), 0).astype(np.float32)
     boxes, scores, labels = random_candidates(Candidates(seed=args.seed), CANDIDATES)
-    ends = np.cumsum([0] + [height * width for height, width in shapes])
     gather, products = (
         functools.partial(function, shapes=shapes) for function in (sampling.sample_by_gather, sampling_products.sample)
     )
@@ -143,14 +139,14 @@ def cases(args: Args) -> dict[str, Case]:
         "its gradient": (
             {
                 "gather": lambda x, o, c: jax.vjp(gather, x, o)[1](c),
-                "products": functools.partial(sampling_products.pull_back, shapes=shapes),
+                "products": lambda x, o, c: jax.vjp(products, x, o)[1](c),
             },
             (sides, offsets, sides[::-1].copy()),
         ),
         "top 13 of an object": (
             {
                 "all cells": lambda metric: lax.top_k(metric, TOPK),
-                "level by level": functools.partial(topk_by_level, ends=ends.tolist()),
+                "level by level": functools.partial(topk_by_level, level_slices=canvas.level_slices),
                 "rounds of argmax": topk_by_rounds,
             },
             (metric,),
@@ -169,23 +165,19 @@ def stem_by_depth(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The stem on 2×2 pixels as 12 channels: a 4×4 convolution of stride 1."""
     batch, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
-    x = _two_by_two(x.reshape(batch, height // 2 + 3, 2, width // 2 + 3, 2, channels))
+    x = x.reshape(batch, height // 2 + 3, 2, width // 2 + 3, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(*x.shape[:3], 4 * channels)
     kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0))).reshape(4, 2, 4, 2, channels, -1)
     kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * channels, -1)
     return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _two_by_two(x: jax.Array) -> jax.Array:
-    batch, height, _, width, _, channels = x.shape
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, 4 * channels)
-
-
-def topk_by_level(metric: jax.Array, *, ends: Iterable[int]) -> tuple[jax.Array, jax.Array]:
+def topk_by_level(metric: jax.Array, *, level_slices: tuple[slice, ...]) -> tuple[jax.Array, jax.Array]:
     """The best of each level, then the best of these."""
     parts = []
-    for start, end in itertools.pairwise(ends):
-        values, places = lax.top_k(metric[:, start:end], min(TOPK, end - start))
-        parts.append((values, places + start))
+    for level in level_slices:
+        values, places = lax.top_k(metric[:, level], min(TOPK, level.stop - level.start))
+        parts.append((values, places + level.start))
     values, places = (jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True))
     values, chosen = lax.top_k(values, TOPK)
     return values, jnp.take_along_axis(places, chosen, axis=1)
@@ -210,14 +202,10 @@ def nms_by_tiles(boxes: jax.Array, scores: jax.Array, labels: jax.Array) -> jax.
     places = jnp.pad(order, (0, padding), constant_values=-1)
     boxes, labels, alive = boxes[places], labels[places], (scores[places] > 0) & (places >= 0)
 
-    def overlaps(start):
-        of_tile = (lax.dynamic_slice_in_dim(one, start, TILE) for one in (boxes, labels))
-        tile, tile_labels = of_tile
-        return (pairwise_iou(tile, boxes) > IOU) & (tile_labels[:, None] == labels)
-
     def look(index, kept):
         start = index * TILE
-        over = overlaps(start)
+        tile, tile_labels = (lax.dynamic_slice_in_dim(one, start, TILE) for one in (boxes, labels))
+        over = (pairwise_iou(tile, boxes) > IOU) & (tile_labels[:, None] == labels)
         before = jnp.arange(len(places)) < start
         free = lax.dynamic_slice_in_dim(alive, start, TILE) & ~(over & kept & before).any(axis=1)
         within = lax.dynamic_slice_in_dim(over, start, TILE, axis=1) & (jnp.arange(TILE)[:, None] > jnp.arange(TILE))

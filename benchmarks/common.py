@@ -24,8 +24,9 @@ import psutil
 import tyro
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from tood_jax.ahead_of_time.chips import devices_of
 from tood_jax.cli.options import parse
-from tood_jax.config import Config, to_dict
+from tood_jax.config import Config, ConfigError, to_dict
 from tood_jax.detectors.detector import Detector, canvas_pyramid
 from tood_jax.training.sharding import make_mesh
 from tood_jax.typed import to_plain
@@ -280,14 +281,10 @@ def mesh_of(devices: int) -> Mesh:
 
 def absent_chip(topology: str) -> SingleDeviceSharding:
     """The first chip of a TPU that isn't there, "v5e:2x2", to compile for; where libtpu is absent, what to do."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks the network which TPU it is on
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    from jax.experimental import topologies
-
     try:
-        return SingleDeviceSharding(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0])
-    except Exception as error:
-        raise SystemExit(f"--topology={topology} needs libtpu, pip install 'jax[tpu]': {error}") from error
+        return SingleDeviceSharding(devices_of(topology)[0][0])
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None
 
 
 def filled_variables(model: Detector, seed: int) -> tuple[Any, Any]:

@@ -17,18 +17,7 @@ from tood_jax.geometry.sampling import sample_by_gather, sample_sides, sample_si
 SHAPE = (1, 3, 4, 2)  # [B, H, W, S]
 LEVELS = ((3, 4), (2, 3), (1, 2), (1, 1))
 sample = jax.jit(sample_sides)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def sample_by_products(boxes, offsets, shapes):
-    return sampling_products.sample(boxes, offsets, shapes)
-
-
-sample_by_products.defvjp(
-    lambda boxes, offsets, shapes: (sampling_products.sample(boxes, offsets, shapes), (boxes, offsets)),
-    lambda shapes, arguments, cotangent: sampling_products.pull_back(*arguments, cotangent, shapes),
-)
-FORMULATIONS = sample_by_gather, sample_by_products
+FORMULATIONS = sample_by_gather, sampling_products.sample
 
 
 def plain(boxes, offsets):

@@ -49,11 +49,11 @@ def _forward(boxes, offsets, shapes):
 
 
 def _backward(shapes, arguments, cotangent):
-    def through_gather(boxes, offsets, cotangent):
-        return jax.vjp(partial(sample_by_gather, shapes=shapes), boxes, offsets)[1](cotangent)
+    def through(function):
+        return lambda boxes, offsets, cotangent: jax.vjp(partial(function, shapes=shapes), boxes, offsets)[1](cotangent)
 
-    products = partial(sampling_products.pull_back, shapes=shapes)
-    return lax.platform_dependent(*arguments, cotangent, tpu=products, default=through_gather)
+    gather, products = map(through, (sample_by_gather, sampling_products.sample))
+    return lax.platform_dependent(*arguments, cotangent, tpu=products, default=gather)
 
 
 sample_sides_of_levels.defvjp(_forward, _backward)

@@ -25,8 +25,9 @@ MOST_CELLS, LANES = 2048, 128  # of a block; its size is a multiple of the lanes
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def sample(boxes: Float[Array, "b n s"], offsets: Float[Array, "b n s 2"], shapes: Shapes) -> Float[Array, "b n s"]:
-    """As `geometry.sampling.sample_sides_of_levels`."""
+    """As `geometry.sampling.sample_sides_of_levels`; its gradients are reverse-mode only."""
     found = []
     for levels, boxes_, offsets_ in _strips(shapes, boxes, offsets):
         strip = _strip(boxes_, levels)
@@ -40,10 +41,12 @@ def sample(boxes: Float[Array, "b n s"], offsets: Float[Array, "b n s 2"], shape
     return jnp.concatenate(found, axis=1)
 
 
-def pull_back(
-    boxes: Float[Array, "b n s"], offsets: Float[Array, "b n s 2"], cotangent: Float[Array, "b n s"], shapes: Shapes
-) -> tuple[Float[Array, "b n s"], Float[Array, "b n s 2"]]:
-    """Gradients of boxes and offsets."""
+def _forward(boxes, offsets, shapes):
+    return sample(boxes, offsets, shapes), (boxes, offsets)
+
+
+def _backward(shapes, arguments, cotangent) -> tuple[Float[Array, "b n s"], Float[Array, "b n s 2"]]:
+    boxes, offsets = arguments
     found = []
     for levels, boxes_, offsets_, cotangent_ in _strips(shapes, boxes, offsets, cotangent):
         strip, to_boxes = jax.vjp(partial(_strip, shapes=levels), boxes_)
@@ -61,6 +64,9 @@ def pull_back(
         found.append((*to_boxes(to_strip), _joined(to_offsets, offsets_.shape[1])))
     of_boxes, of_offsets = zip(*found, strict=True)
     return jnp.concatenate(of_boxes, axis=1), jnp.concatenate(of_offsets, axis=1)
+
+
+sample.defvjp(_forward, _backward)
 
 
 def _see(down, strip, across) -> Float[Array, "b n s"]:
