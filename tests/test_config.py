@@ -7,6 +7,8 @@ import itertools
 import json
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -280,7 +282,9 @@ def test_how_a_program_is_computed(changes, complaint):
 
 
 def test_compiler_options_by_name():
-    train = dataclasses.replace(Config().train, compiler_options=("a_flag=false", "another=x=y"))
+    train = dataclasses.replace(Config().train, compiler_options=("xla_cpu_enable_fast_math=false", "another=x=y"))
     config = dataclasses.replace(Config(), train=train)
     check(config)
-    assert config.compiler_options == {"a_flag": "false", "another": "x=y"}
+    assert config.compiler_options == {"xla_cpu_enable_fast_math": False, "another": "x=y"}
+    flag = {"xla_cpu_enable_fast_math": config.compiler_options["xla_cpu_enable_fast_math"]}
+    jax.jit(jnp.sin, compiler_options=flag).lower(1.0).compile()  # XLA takes no "false"

@@ -335,9 +335,11 @@ class Config:
     detect: DetectConfig = field(default_factory=DetectConfig)
 
     @property
-    def compiler_options(self) -> dict[str, str]:
-        """train.compiler_options by name."""
-        return dict(option.split("=", 1) for option in self.train.compiler_options)
+    def compiler_options(self) -> dict[str, str | bool]:
+        """train.compiler_options by name; true and false as such, for XLA doesn't read these words, the TPUs' part does."""
+        words = {"true": True, "false": False}
+        pairs = (option.split("=", 1) for option in self.train.compiler_options)
+        return {name: words.get(value.lower(), value) for name, value in pairs}
 
     @property
     def workdir(self) -> str:

@@ -59,29 +59,38 @@ def _statistics(x, groups: int, where: Packing) -> tuple[Float[Array, "b l f"], 
     return mean, jax.lax.rsqrt(variance + EPSILON)
 
 
-def _normalised(x, mean, rate, scale, bias, where: Packing) -> tuple[Array, Array]:
-    """x without mean and deviation, and what the layer makes of it."""
-    plain = (x.astype(jnp.float32) - spread_levels(mean, where)) * spread_levels(rate, where)
-    return plain, clear_gaps(jax.nn.relu(plain * scale + bias), where)
+def _centred(x, mean, where: Packing) -> Float[Array, "b hh ww f"]:
+    return x.astype(jnp.float32) - spread_levels(mean, where)
 
 
 def _forward(x, scale, bias, groups, where):
-    if x.dtype == jnp.bfloat16:
-        x = jax.lax.optimization_barrier(x)  # or XLA keeps the convolution's output in float32, twice as large
+    x = _rounded(x)
     mean, rate = _statistics(x, groups, where)
-    return _normalised(x, mean, rate, scale, bias, where)[1].astype(x.dtype), (x, mean, rate, scale, bias)
+    out = jax.nn.relu(_centred(x, mean, where) * spread_levels(rate * scale, where) + bias)
+    return clear_gaps(out, where).astype(x.dtype), (x, mean, rate, scale, bias)
 
 
 def _backward(groups, where, residuals, cotangent):
+    """Two looks at x and the cotangent: one for the sums, one for the gradient.
+
+    Of factors a level and channel all products are taken before they are spread, or XLA writes a float32 map between
+    the two looks.
+    """
     x, mean, rate, scale, bias = residuals
-    plain, out = _normalised(x, mean, rate, scale, bias, where)
-    cotangent = jnp.where(out > 0, cotangent.astype(jnp.float32), 0)
-    to_bias, to_scale = _sums(cotangent, where), _sums(cotangent * plain, where)  # a level
+    centred, gain = _centred(x, mean, where), spread_levels(rate * scale, where)
+    is_on = clear_gaps(centred * gain + bias, where) > 0
+    cotangent = jnp.where(is_on, _rounded(cotangent).astype(jnp.float32), 0)
+    to_bias, to_scale = _sums(cotangent, where), rate * _sums(cotangent * centred, where)  # a level
     count = _counts(x.shape[-1], groups, where)
-    along_mean = spread_levels(_over_groups(scale * to_bias, groups) / count, where)
-    along_rate = spread_levels(_over_groups(scale * to_scale, groups) / count, where)
-    to_x = spread_levels(rate, where) * (cotangent * scale - along_mean - plain * along_rate)
+    along_mean = rate * _over_groups(scale * to_bias, groups) / count
+    along_rate = rate**2 * _over_groups(scale * to_scale, groups) / count
+    to_x = cotangent * gain - spread_levels(along_mean, where) - centred * spread_levels(along_rate, where)
     return clear_gaps(to_x, where).astype(x.dtype), to_scale.sum(axis=(0, 1)), to_bias.sum(axis=(0, 1))
+
+
+def _rounded(x: Float[Array, "b hh ww f"]) -> Float[Array, "b hh ww f"]:
+    """The map of a convolution, in bfloat16 indeed: XLA would keep it in float32, twice as large, if it could."""
+    return jax.lax.optimization_barrier(x) if x.dtype == jnp.bfloat16 else x
 
 
 packed_norm.defvjp(_forward, _backward)
