@@ -336,7 +336,7 @@ class Config:
 
     @property
     def compiler_options(self) -> dict[str, str | bool]:
-        """train.compiler_options by name; true and false as such, for XLA doesn't read these words, the TPUs' part does."""
+        """train.compiler_options by name; true and false as bools, for XLA itself does not read the words."""
         words = {"true": True, "false": False}
         pairs = (option.split("=", 1) for option in self.train.compiler_options)
         return {name: words.get(value.lower(), value) for name, value in pairs}
