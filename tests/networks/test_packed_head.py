@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tood_jax.geometry.packing import clear_gaps, pack, packing, spread_levels, unpack
+from tood_jax.geometry.packing import clear_gaps, level_sums, pack, packing, spread_levels, unpack
 from tood_jax.networks.layers import Norm
 from tood_jax.networks.packed_norm import packed_norm
 from tood_jax.networks.t_head import THead
@@ -46,9 +46,18 @@ def test_there_and_back():
         np.testing.assert_array_equal(back, level)
     cleared = clear_gaps(jnp.ones_like(canvas), WHERE)
     np.testing.assert_array_equal(cleared[0, ..., 0], WHERE.level_map() >= 0)
-    values = jnp.arange(10.0).reshape(1, 5, 2)
-    for i, level in enumerate(unpack(spread_levels(values, WHERE), WHERE)):
-        np.testing.assert_array_equal(level, np.broadcast_to(values[:, i, None, None], level.shape))
+
+
+@pytest.mark.parametrize("shapes", [SHAPES, SHAPES[:2], SHAPES[:1]])
+def test_sums_a_level_leave_out_what_lies_in_gaps(shapes):
+    where = packing(shapes)
+    in_gaps = jnp.where((where.level_map() < 0)[..., None], 1e6, 0)
+    levels = LEVELS[: len(shapes)]
+    expected = np.stack([np.sum(level, axis=(1, 2)) for level in levels], axis=1)
+    np.testing.assert_allclose(level_sums(pack(levels, where) + in_gaps, where), expected, rtol=1e-4, atol=1e-5)
+    spread = spread_levels(jnp.asarray(expected), where)
+    for i, level in enumerate(unpack(spread, where)):
+        np.testing.assert_array_equal(level, np.broadcast_to(expected[:, i, None, None], level.shape))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

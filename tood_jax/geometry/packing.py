@@ -72,10 +72,25 @@ def clear_gaps(canvas: Float[Array, "b hh ww f"], where: Packing) -> Float[Array
     return jnp.where((where.level_map() >= 0)[..., None], canvas, 0)
 
 
+def level_sums(canvas: Float[Array, "b hh ww f"], where: Packing) -> Float[Array, "b l f"]:
+    """Each level's sum over its cells.
+
+    Rows first, the first level's and the others' apart, which costs a TPU's vector unit a third of a mask a level and
+    shares one pass over the canvas.
+    """
+    top = (np.arange(where.height) < where.shapes[0][0])[:, None, None]
+    canvas = clear_gaps(canvas, where)
+    first, others = (rows.sum(axis=1) for rows in (jnp.where(top, canvas, 0), jnp.where(top, 0, canvas)))  # [B, W, F]
+    places = zip(where.shapes[1:], where.corners[1:], strict=True)
+    below = [others[:, column : column + width].sum(axis=1) for (_, width), (_, column) in places]
+    return jnp.stack([first.sum(axis=1), *below], axis=1)
+
+
 def spread_levels(values: Float[Array, "b l f"], where: Packing) -> Float[Array, "b hh ww f"]:
     """Each level's values at all of its cells; in the gaps, those of some level."""
-    levels = where.level_map()
-    canvas = values[:, 0, None, None]
-    for index in range(1, len(where.shapes)):
-        canvas = jnp.where((levels == index)[..., None], values[:, index, None, None], canvas)
-    return canvas
+    columns = np.arange(where.width)[:, None]
+    below = values[:, -1, None]  # [B, W, F]
+    for index in range(len(where.shapes) - 1, 1, -1):
+        below = jnp.where(columns < where.corners[index][1], values[:, index - 1, None], below)
+    top = (np.arange(where.height) < where.shapes[0][0])[:, None, None]
+    return jnp.where(top, values[:, :1, None], below[:, None])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tood_jax.geometry.packing import Packing, clear_gaps, spread_levels
+from tood_jax.geometry.packing import Packing, clear_gaps, level_sums, spread_levels
 from tood_jax.networks.layers import EPSILON
 
 
@@ -25,12 +25,6 @@ def packed_norm(
     mean of squares less the squared mean, which reads the map once less.
     """
     return _forward(x, scale, bias, groups, where)[0]
-
-
-def _sums(values: Float[Array, "b hh ww f"], where: Packing) -> Float[Array, "b l f"]:
-    """Sums a level: masked sums over the whole canvas share one pass over it, where sums of slices would copy them."""
-    levels = where.level_map()[..., None]
-    return jnp.stack([jnp.where(levels == i, values, 0).sum(axis=(1, 2)) for i in range(len(where.shapes))], axis=1)
 
 
 def _over_groups(sums: Float[Array, "b l f"], groups: int) -> Float[Array, "b l f"]:
@@ -50,12 +44,12 @@ def _statistics(x, groups: int, where: Packing) -> tuple[Float[Array, "b l f"], 
     fast = x.dtype == jnp.bfloat16
     x = x.astype(jnp.float32)
     count = _counts(x.shape[-1], groups, where)
-    mean = _over_groups(_sums(x, where), groups) / count
+    mean = _over_groups(level_sums(x, where), groups) / count
     if fast:
-        variance = jnp.maximum(_over_groups(_sums(x * x, where), groups) / count - mean**2, 0)
+        variance = jnp.maximum(_over_groups(level_sums(x * x, where), groups) / count - mean**2, 0)
     else:
         difference = x - spread_levels(mean, where)
-        variance = _over_groups(_sums(difference * difference, where), groups) / count
+        variance = _over_groups(level_sums(difference * difference, where), groups) / count
     return mean, jax.lax.rsqrt(variance + EPSILON)
 
 
@@ -80,7 +74,7 @@ def _backward(groups, where, residuals, cotangent):
     centred, gain = _centred(x, mean, where), spread_levels(rate * scale, where)
     is_on = clear_gaps(centred * gain + bias, where) > 0
     cotangent = jnp.where(is_on, _rounded(cotangent).astype(jnp.float32), 0)
-    to_bias, to_scale = _sums(cotangent, where), rate * _sums(cotangent * centred, where)  # a level
+    to_bias, to_scale = level_sums(cotangent, where), rate * level_sums(cotangent * centred, where)  # a level
     count = _counts(x.shape[-1], groups, where)
     along_mean = rate * _over_groups(scale * to_bias, groups) / count
     along_rate = rate**2 * _over_groups(scale * to_scale, groups) / count
