@@ -27,13 +27,13 @@ test: env  ## the tests (under 15 minutes on two cores)
 	@$(PYTEST) -m "not slow and not torch"
 
 test-slow: env  ## the long checks
-	@$(PYTEST) -m "slow and not torch"
+	@$(PYTEST) --no-loadscope-reorder -m "slow and not torch"
 
 test-torch: torch  ## the checks that need PyTorch
 	@$(PYTEST) -m torch
 
 test-long: torch  ## both
-	@$(PYTEST) -m "slow or torch"
+	@$(PYTEST) --no-loadscope-reorder -m "slow or torch"
 
 torch: env  ## PyTorch's CPU build into .venv, once
 	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install --quiet --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0

@@ -67,6 +67,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--minutes", type=float, default=math.inf, help=late)
 
 
+LONGEST = ("test_soak", "test_many_processes", "test_elastic", "test_sharding", "test_goldens")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of the longest checks first, so that at the end no process waits for one of them."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if time.monotonic() - STARTED > 60 * item.config.getoption("--minutes"):

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "tood_jax"
 FLOORS = [  # from the ground up; rooms on one floor don't import each other
     {"types", "typed", "mesh"},
     {"config"},
-    {"config_rules"},
+    {"config_rules", "compiling"},
     {"geometry"},
     {"assigners", "losses", "networks", "postprocess", "data"},
     {"detectors"},

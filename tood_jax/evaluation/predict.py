@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, use_abstract_mesh
 
+from tood_jax.compiling import compiler_options
 from tood_jax.config import Config
 from tood_jax.detectors.detector import Detector, detections, normalize_images
 from tood_jax.mesh import image_by_image
@@ -46,7 +47,7 @@ def compile_detect_step(model: Detector, config: Config, mesh: Mesh) -> Any:
         step,
         in_shardings=(None, None, batch_shardings(mesh)),
         out_shardings=everywhere,
-        compiler_options=config.compiler_options,
+        compiler_options=compiler_options(config, mesh),
     )
 
 

@@ -8,6 +8,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, use_abstract_mesh
 
+from tood_jax.compiling import compiler_options
 from tood_jax.config import Config
 from tood_jax.detectors.detector import Detector, normalize_images
 from tood_jax.detectors.losses import Losses, detection_losses, loss_parts
@@ -147,7 +148,7 @@ def compile_train_step(
         in_shardings=(state, batch_shardings(mesh), *[replicated(mesh)] * chained),
         out_shardings=(state, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=config.compiler_options,
+        compiler_options=compiler_options(config, mesh),
     )
 
 
