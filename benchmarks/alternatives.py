@@ -41,12 +41,13 @@ from tood_jax.ahead_of_time.traffic import hbm_bytes
 from tood_jax.geometry import sampling, sampling_products
 from tood_jax.geometry.boxes import pairwise_iou
 from tood_jax.geometry.pyramid import pyramid
-from tood_jax.networks.convolution import convolve
+from tood_jax.networks.convolution import by_depth
 from tood_jax.postprocess import nms
 
 NAME = "alternatives"
 OBJECTS, TOPK = 64, 13  # G of the product's chunk, m of the paper
 CANDIDATES, DETECTIONS, TILE, IOU = 5000, 100, 128, 0.6
+STEM = {"window_strides": (2, 2), "padding": ((3, 3), (3, 3)), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 ONE_BY_ONE = ("gather", "scatter", "sort", "while")  # what a TPU doesn't do in parallel
 
 
@@ -132,7 +133,11 @@ def cases(args: Args) -> dict[str, Case]:
     )
     return {
         "stem": (
-            {"7×7, stride 2": lambda x, k: convolve(x, k, 2, 3), "space to depth": stem_by_depth},
+            {
+                "7×7, stride 2": functools.partial(lax.conv_general_dilated, **STEM),
+                "space to depth by slices": by_depth,
+                "space to depth by reshapes": stem_by_reshapes,
+            },
             (image, kernel),
         ),
         "sampling": ({"gather": gather, "products": products}, (sides, offsets)),
@@ -161,7 +166,7 @@ def cases(args: Args) -> dict[str, Case]:
     }
 
 
-def stem_by_depth(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def stem_by_reshapes(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The stem on 2×2 pixels as 12 channels: a 4×4 convolution of stride 1."""
     batch, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))

@@ -35,3 +35,8 @@ def image_by_image(function: Callable[..., Any], whole: int = 0, keep_space: boo
         return mapped(*arguments)
 
     return run
+
+
+def height_is_split() -> bool:
+    """Do several devices share the height of an image?"""
+    return jax.sharding.get_abstract_mesh().shape.get(SPACE, 1) > 1

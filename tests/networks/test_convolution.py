@@ -1,5 +1,6 @@
 """Convolutions against XLA's own, forward and gradients, as each platform has them."""
 
+import re
 from functools import partial
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AbstractMesh, use_abstract_mesh
 
-from tood_jax.networks.convolution import conv, convolve
+from tood_jax.networks.convolution import by_depth, conv, convolve
 
 
 def native(x, kernel, stride, padding, groups):
@@ -57,6 +59,30 @@ def test_platform_compiled_for_decides(size, outputs, on_cpus):
 
     assert counts("tpu") == counts("cuda") == (3, 0)
     assert counts("cpu") == on_cpus
+
+
+@pytest.mark.parametrize("size", [3, 7, 11])
+@pytest.mark.parametrize(("height", "width", "inputs"), [(2, 2, 3), (10, 14, 3), (16, 4, 1)])
+def test_by_depth_equals_the_convolution(size, height, width, inputs):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, height, width, inputs)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((size, size, inputs, 5)), jnp.float32)
+    np.testing.assert_allclose(by_depth(x, kernel), native(x, kernel, 2, size // 2, 1), rtol=1e-5, atol=1e-4)
+
+
+def test_only_a_stem_on_tpus_goes_by_depth():
+    def kernel_size(platform, *, side=8, inputs=3, stride=2, space=1):
+        x, kernel = jnp.ones((1, side, side, inputs)), jnp.ones((7, 7, inputs, 4))
+        with use_abstract_mesh(AbstractMesh((1, space), ("data", "space"))):
+            traced = jax.jit(partial(convolve, stride=stride, padding=3)).trace(x, kernel)
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+        (size,) = re.findall(r"stablehlo.convolution.*\(tensor<[^>]*>, tensor<(\d)x", text)
+        return int(size)
+
+    assert kernel_size("tpu") == 4
+    for options in ({"side": 9}, {"inputs": 8}, {"stride": 1}, {"space": 2}):
+        assert kernel_size("tpu", **options) == 7
+    assert kernel_size("cpu") == kernel_size("cuda") == 7
 
 
 def test_grouped_layer_has_the_parameters_and_values_of_a_plain_one():

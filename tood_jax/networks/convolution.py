@@ -2,8 +2,9 @@
 
 XLA:CPU forms the gradient of a kernel slowly: 3 to 40 times slower than a matrix product does, and a grouped one's 400
 times. So on CPUs gradients of kernels are one product a tap, and 1×1 convolutions are products altogether
-(`python -m benchmarks.convolutions`). GPUs and TPUs keep the native convolutions. The platform that is compiled for
-decides, for it needn't be the one at hand.
+(`python -m benchmarks.convolutions`). GPUs and TPUs keep the native convolutions, but for the stem on TPUs, which sees
+2×2 pixels as one of more channels (`python -m benchmarks.alternatives`). The platform that is compiled for decides, for
+it needn't be the one at hand.
 
 Maps are NHWC, kernels HWIO. Axes: B images · H, W the input's cells · h, w the output's · I, O channels.
 """
@@ -15,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from tood_jax.mesh import height_is_split
 
 # A kernel's gradient is formed tap by tap if it has at most so many (a stem's 49 are quicker in one), and of maps of at
 # least so many cells: with fewer little is gained, and nine products take longer to compile than one convolution.
@@ -72,10 +75,12 @@ def convolve(
         stride, padding: cells, down and across alike.
     """
     native = partial(_native, stride=stride, padding=padding, groups=groups, precision=precision)
-    if not _is_product(kernel, padding, groups):
-        return native(x, kernel)
-    product = partial(_product, stride=stride, precision=precision)
-    return lax.platform_dependent(x, kernel, cpu=product, default=native)
+    if _is_product(kernel, padding, groups):
+        product = partial(_product, stride=stride, precision=precision)
+        return lax.platform_dependent(x, kernel, cpu=product, default=native)
+    if _is_stem(x, kernel, stride, padding) and not height_is_split():
+        return lax.platform_dependent(x, kernel, tpu=partial(by_depth, precision=precision), default=native)
+    return native(x, kernel)
 
 
 def _forward(x, kernel, stride, padding, groups, precision):
@@ -118,6 +123,36 @@ def _native(x, kernel, *, stride, padding, groups, precision):
 
 def _is_product(kernel, padding: int, groups: int) -> bool:
     return kernel.shape[:2] == (1, 1) and padding == 0 and groups == 1
+
+
+def _is_stem(x, kernel, stride: int, padding: int) -> bool:
+    """A convolution that `by_depth` can do, of an image's few channels."""
+    size, _, channels, _ = kernel.shape
+    is_even = x.shape[1] % 2 == x.shape[2] % 2 == 0
+    return stride == 2 and padding % 2 == 1 and size == 2 * padding + 1 and channels == x.shape[-1] <= 4 and is_even
+
+
+def by_depth(
+    x: Float[Array, "b hh ww i"], kernel: Float[Array, "kh kw i o"], precision: lax.PrecisionLike = None
+) -> Float[Array, "b h w o"]:
+    """A convolution of stride 2, padded by size // 2, as one of stride 1 over 2×2 pixels with 4·I channels.
+
+    A TPU gives each pixel 128 numbers' room, however few channels it has. Slices make the channels, for XLA turns a
+    reshape into copies of twice the map.
+
+    Args:
+        x: of even height and width.
+        kernel: of size 3, 7, 11, …
+    """
+    blocks = jnp.concatenate([x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)], axis=-1)
+    size, _, inputs, outputs = kernel.shape
+    half = (size + 1) // 2  # a row and column of zeros in front make the kernel's size even
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(half, 2, half, 2, inputs, outputs)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(half, half, 4 * inputs, outputs)
+    around = ((half // 2, half // 2 - 1),) * 2
+    return lax.conv_general_dilated(
+        blocks, kernel, (1, 1), around, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
+    )
 
 
 def _product(x, kernel, *, stride, precision):
