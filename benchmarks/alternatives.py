@@ -5,7 +5,7 @@
 
 All ways of a piece of work must give the same numbers; if they don't, the command ends with status 1. On a TPU,
 elements of gathers and scatters, sorts and the rounds of loops follow one another; "HBM MB" is our own count of the
-compiled text (tood_jax/ahead_of_time/traffic.py).
+compiled text, "M cycles" the compiler's estimate (tood_jax/ahead_of_time/traffic.py).
 
 Axes: B images · N cells · G objects of a chunk · S candidates · K detections.
 """
@@ -37,7 +37,8 @@ from benchmarks.common import (
 )
 from benchmarks.nms import Args as Candidates
 from benchmarks.nms import random_candidates
-from tood_jax.ahead_of_time.traffic import hbm_bytes
+from tood_jax.ahead_of_time.traffic import estimated_cycles, hbm_bytes
+from tood_jax.compiling import OURS
 from tood_jax.geometry import sampling, sampling_products
 from tood_jax.geometry.boxes import pairwise_iou
 from tood_jax.geometry.pyramid import pyramid
@@ -78,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> Report:
     for work, (ways, arguments) in cases(args).items():
         found = measure(ways, arguments, args)
         rows += [{"work": work, "way": way, **what} for way, what in found.items()]
-    header = ["work", "way", "HBM MB", *ONE_BY_ONE, "compile, s"] if args.topology else ["work", "way", "ms"]
+    header = (
+        ["work", "way", "HBM MB", "M cycles", *ONE_BY_ONE, "compile, s"] if args.topology else ["work", "way", "ms"]
+    )
     print_table(f"{args.batch} × {args.height} × {args.width}", header, map(line, rows))
     return finish_report(report, args, results=rows)
 
@@ -87,7 +90,8 @@ def line(row: Row) -> list[Any]:
     """A row of the table."""
     if "median_seconds" in row:
         return [row["work"], row["way"], ms(row)]
-    return [row["work"], row["way"], row["hbm_bytes"] / 1e6, *map(row.get, ONE_BY_ONE), row["compile_seconds"]]
+    sizes = row["hbm_bytes"] / 1e6, row["cycles"] / 1e6
+    return [row["work"], row["way"], *sizes, *map(row.get, ONE_BY_ONE), row["compile_seconds"]]
 
 
 def timed(ways: dict[str, Callable[..., Any]], arguments: tuple[np.ndarray, ...], args: Args) -> dict[str, Row]:
@@ -109,10 +113,11 @@ def compiled(
     shapes = [jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding) for one in arguments]
 
     def look(function: Callable[..., Any]) -> Row:
-        program = compile_program(jax.jit(function), *shapes)
+        program = compile_program(jax.jit(function, compiler_options=OURS["tpu"]), *shapes)
         text = program.run.as_text()  # type: ignore[attr-defined]
         counts = {kind: text.count(f" {kind}(") for kind in ONE_BY_ONE}
-        return {"hbm_bytes": hbm_bytes(text), "compile_seconds": program.about["compile_seconds"], **counts}
+        work = {"hbm_bytes": hbm_bytes(text), "cycles": estimated_cycles(text)}
+        return work | {"compile_seconds": program.about["compile_seconds"], **counts}
 
     return {way: look(function) for way, function in ways.items()}
 

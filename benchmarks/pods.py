@@ -31,7 +31,6 @@ CONFIGS = {
     "r50": "tood_r50_fpn_1x_coco",
     "x101_dcn": "tood_x101_64x4d_fpn_dconv_c4_c5_ms_2x_coco",
 }
-OPTIONS = ("--train.compiler_options", "xla_tpu_run_space_to_batch=false")
 HEADER = (
     "config, slice, effort, options",
     "images a chip",
@@ -39,6 +38,7 @@ HEADER = (
     "of",
     "TFLOP an image",
     "HBM GB an image",
+    "M cycles an image",
     "collectives",
     "compile s (CPU s)",
 )
@@ -86,7 +86,7 @@ def compile_cell(config: str, slice_name: str, args: Args) -> None:
     file = args.folder / f"{config}{step}_{slice_name}{batch}_effort{args.effort:g}.json"
     command = [sys.executable, "compile_for.py", "--topology", SLICES[slice_name], "--program", args.program]
     command += ["--config", f"configs/{CONFIGS[config]}.py", "--canvas", "800,1344", "--json", str(file)]
-    command += ["--per_chip_batch", str(args.batch), "--train.precision=bfloat16", *OPTIONS]
+    command += ["--per_chip_batch", str(args.batch), "--train.precision=bfloat16"]
     environment = {"JAX_PLATFORMS": "cpu", "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": str(args.effort)}
     subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=False)  # status 1: something didn't fit
 
@@ -95,22 +95,23 @@ def line(row: dict[str, Any]) -> list[Any]:
     """A row of the table."""
     record, images, chip = row["of"], row["per_chip_batch"], row.get("chip_memory")
     train = record["config"]["train"]
+    options = row.get("compiler_options", {})  # of records before 28 November those in the config are all
     choices = [f"{name}={train[name]}" for name in ("remat", "scan_blocks") if train[name] not in ("none", False)]
-    name = ", ".join(
-        [record["config"]["name"], row["topology"], f"{record['effort']:g}", *choices, *train["compiler_options"]]
-    )
+    choices += [f"{name}={value}" for name, value in options.items()] or train["compiler_options"]
+    name = ", ".join([record["config"]["name"], row["topology"], f"{record['effort']:g}", *choices])
     of = f"{chip / 2**30:.0f}" if chip else None
     seconds = f"{row['seconds']['compile']:.0f} ({row['seconds']['compile_cpu']:.0f})"
     if not row["fits"]:
         needed = row["needed"] and row["needed"] / 2**30
-        return [name, images, f"{needed:.1f}: doesn't fit" if needed else "doesn't fit", of, None, None, None, seconds]
+        return [name, images, f"{needed:.1f}: doesn't fit" if needed else "doesn't fit", of, *[None] * 4, seconds]
     work, memory = row["work"], row["memory"]["total"]
     collectives = "; ".join(
         f"{one['count']} {one['kind']} over {one['axis']}, {one['bytes'] / 2**20:.1f} MiB" for one in row["collectives"]
     )
     flops = f"{work['flops'] / images / 1e12:.3f}"
     traffic = f"{work['hbm_bytes'] / images / 1e9:.1f}"
-    return [name, images, f"{memory / 2**30:.2f}", of, flops, traffic, collectives or "none", seconds]
+    cycles = f"{work['cycles'] / images / 1e6:.1f}" if "cycles" in work else None  # not in records before 28 November
+    return [name, images, f"{memory / 2**30:.2f}", of, flops, traffic, cycles, collectives or "none", seconds]
 
 
 if __name__ == "__main__":

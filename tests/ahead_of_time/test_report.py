@@ -7,7 +7,7 @@ import pytest
 
 from tood_jax.ahead_of_time.hlo_text import array_bytes
 from tood_jax.ahead_of_time.report import Collective, collectives_of, memory_of, summed
-from tood_jax.ahead_of_time.traffic import hbm_bytes
+from tood_jax.ahead_of_time.traffic import estimated_cycles, hbm_bytes
 from tood_jax.training.sharding import make_mesh
 
 
@@ -128,6 +128,19 @@ ENTRY %main (a: f32[10,4], b: f32[4]) -> f32[10,4] {
 ])  # fmt: skip
 def test_traffic(lines, expected):
     assert hbm_bytes(PROGRAM.replace("LINES", lines)) == expected
+
+
+def test_cycles_are_the_compilers_a_loops_as_often_as_it_runs():
+    def noted(cycles):
+        return f'backend_config={{"window_config":{{}},"estimated_cycles":"{cycles}"}}'
+
+    lines = (
+        f"%x = f32[10,4]{{1,0}} multiply(%a, %a), {noted(7)}\n  %t = (s32[], f32[10,4]{{1,0}}) tuple(%a)\n"
+        f"  %w = (s32[], f32[10,4]{{1,0}}) while(%t), condition=%condition, body=%body, {noted(1000)}"
+    )
+    program = PROGRAM.replace("add(%map, %map)", f"add(%map, %map), {noted(5)}")
+    assert estimated_cycles(program.replace("LINES", lines)) == 7 + 3 * 5
+    assert estimated_cycles(PROGRAM.replace("LINES", "%x = f32[4]{0} negate(%b)")) == 0
 
 
 def test_traffic_of_a_real_program():

@@ -19,7 +19,7 @@ SIZE = ("--batch=1", "--height=128", "--width=160")
 def test_all_ways_agree_and_are_timed(measured, capsys):
     report = measured(alternatives, *SIZE)
     ways = {(row["work"], row["way"]) for row in report["results"]}
-    assert len(ways) == len(report["results"]) == 11
+    assert len(ways) == len(report["results"]) == 12
     for row in report["results"]:
         check_timing(row)
     assert "| sampling " in capsys.readouterr().out
@@ -27,7 +27,7 @@ def test_all_ways_agree_and_are_timed(measured, capsys):
 
 def test_a_way_that_differs_ends_the_command(measured, monkeypatch):
     monkeypatch.setattr(alternatives, "stem_by_reshapes", lambda x, kernel: jnp.zeros((1, 64, 80, 64)))
-    with pytest.raises(SystemExit, match="space to depth and 7×7, stride 2 differ"):
+    with pytest.raises(SystemExit, match="space to depth by reshapes and 7×7, stride 2 differ"):
         measured(alternatives, *SIZE)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tood_jax.ahead_of_time.hlo_text import array_bytes
-from tood_jax.ahead_of_time.traffic import hbm_bytes
+from tood_jax.ahead_of_time.traffic import estimated_cycles, hbm_bytes
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|ragged-all-to-all"
 _COLLECTIVE = re.compile(rf"= (?P<shape>.*?) (?P<kind>{_KINDS})(?P<start>-start)?\(")
@@ -47,6 +47,7 @@ class Work(NamedTuple):
     flops: float  # the compiler's count
     bytes_accessed: float  # the compiler's count, far too high where arrays are prefetched by slices
     hbm_bytes: float  # ours, `traffic.hbm_bytes`
+    cycles: float  # the compiler's estimates summed, `traffic.estimated_cycles`
 
 
 def memory_of(compiled: Any) -> Memory:
@@ -65,7 +66,8 @@ def work_of(compiled: Any) -> Work:
     """The compiler's own counts, and ours of the traffic."""
     found = compiled.cost_analysis()
     flops, accessed = (float(found.get(name, math.nan)) for name in ("flops", "bytes accessed"))
-    return Work(flops, accessed, float(hbm_bytes(compiled.as_text())))
+    text = compiled.as_text()
+    return Work(flops, accessed, float(hbm_bytes(text)), float(estimated_cycles(text)))
 
 
 def collectives_of(text: str, mesh: Mesh) -> list[Collective]:

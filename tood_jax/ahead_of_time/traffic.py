@@ -1,4 +1,4 @@
-"""Bytes that a compiled TPU program moves to and from HBM, counted in its text.
+"""Bytes that a compiled TPU program moves to and from HBM, and cycles that it takes, counted in its text.
 
 The compiler's own "bytes accessed" counts a prefetch of a slice as if it read the whole array, and arrays in fast
 memory as if they lay in HBM: with a few thousand prefetches that is six times too much. Here every instruction counts
@@ -8,6 +8,7 @@ body as often as it runs, where its condition compares with a number (else once)
 
 import re
 from collections import Counter
+from collections.abc import Callable
 
 from tood_jax.ahead_of_time.hlo_text import ARRAY, Instruction, Program, array_bytes, read_program
 
@@ -17,6 +18,7 @@ _FREE = {  # move nothing themselves
 }
 _NO_DATA = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
 _CALLS = re.compile(r"(?:body|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TAKE = ("slice", "dynamic-slice", "gather")
 
 
@@ -35,21 +37,38 @@ def hbm_bytes_by_operation(text: str) -> Counter[str]:
     Returns:
         Bytes of each `op_name`, such as "jit(step)/jvp(Detector)/neck/lateral_0/conv_general_dilated"; "" without one.
     """
+    return _by_operation(text, _moved)
+
+
+def estimated_cycles(text: str) -> int:
+    """Cycles of one execution, as a TPU's compiler estimates them of each instruction; what overlaps counts in full.
+
+    To compare two programs, not to foretell a time. 0 where the compiler notes none, as those of CPUs and GPUs.
+    """
+    return sum(_by_operation(text, _cycles).values())
+
+
+def _by_operation(text: str, measure: Callable[[Instruction, Program], int]) -> Counter[str]:
     program = read_program(text)
 
     def of(computation: str) -> Counter[str]:
         total: Counter[str] = Counter()
         for one in program.computations.get(computation, []):
-            total[one.origin] += _moved(one, program)
+            total[one.origin] += measure(one, program)
             if one.kind in ("while", "conditional"):
                 called = [name for pair in _CALLS.findall(one.line) for name in "".join(pair).split(",")]
                 rounds = _rounds(one, program)
                 for name in called:
-                    for inner, moved in of(name.strip().lstrip("%")).items():
-                        total[inner] += rounds * moved
+                    for inner, found in of(name.strip().lstrip("%")).items():
+                        total[inner] += rounds * found
         return total
 
     return of(program.entry)
+
+
+def _cycles(one: Instruction, program: Program) -> int:
+    found = _CYCLES.search(one.line)
+    return 0 if found is None or one.kind in ("while", "conditional") else int(found[1])
 
 
 def _rounds(loop: Instruction, program: Program) -> int:

@@ -24,6 +24,7 @@ from tood_jax.ahead_of_time.report import collectives_of, memory_of, summed, wor
 from tood_jax.ahead_of_time.search import DoesNotFit, largest_batch, read_out_of_memory
 from tood_jax.cli.common import said_in_one_sentence
 from tood_jax.cli.options import parse
+from tood_jax.compiling import compiler_options
 from tood_jax.config import Config, to_dict
 from tood_jax.mesh import DATA, SPACE
 from tood_jax.training.sharding import make_mesh
@@ -95,6 +96,7 @@ def compile_all(args: Args, config: Config) -> list[Row]:
             row["loops"] = config.train.scan_blocks or config.train.accumulate_steps > 1
             row |= compile_one(lowering, mesh, chip, Path(args.hlo) / f"{program}_{images}.txt" if args.hlo else None)
             row["chip_memory"] = chip.memory if chip else None
+            row["compiler_options"] = compiler_options(config, mesh)
             rows.append(row)
             print(describe(row, chip), flush=True)
             if not row["fits"]:
@@ -165,6 +167,8 @@ def describe(row: Row, chip: Chip | None) -> str:
         f"{work['hbm_bytes'] / images / 1e9:.1f} GB of HBM traffic ({work['bytes_accessed'] / images / 1e9:.1f} GB "
         f"accessed, by the compiler's count)" + ("; loops counted once" if row["loops"] else ""),
     ]
+    if work["cycles"]:
+        lines.append(f"  {work['cycles'] / 1e6:.0f} M cycles a step, as the compiler estimates without overlap")
     if chip:
         flops, memory_s = work["flops"] / chip.bfloat16, work["hbm_bytes"] / chip.bandwidth
         lines.append(
