@@ -267,7 +267,8 @@ class TrainConfig:
     """Run T-head on one canvas that holds all levels instead of level by level: the same numbers, less to compile.
     auto: on TPUs only. Never with parallel.space > 1."""
     compiler_options: tuple[str, ...] = ()
-    """Options of XLA for the training and the evaluation step, name=value each (docs/pods.md)."""
+    """Options of XLA for the training and the evaluation step, name=value each; on TPUs two are set that stand behind
+    these (docs/pods.md)."""
     seed: int = 0
     """Of the initial weights, the order of images and their augmentation."""
     eval_every_epochs: int = 1
