@@ -23,7 +23,7 @@ from tood_jax.config import save_config
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["train_step", "inference", "assigners", "nms", "input_pipeline", "decoding", "deformable", "table1", "floors"]
-NAMES += ["alternatives", "convolutions", "counts"]
+NAMES += ["alternatives", "convolutions", "counts", "tower"]
 PROGRAM = {"trace_seconds", "compile_seconds", "flops", "bytes_accessed", "memory"}
 SIZE = (f"--height={IMAGE_SIDE}", f"--width={IMAGE_SIDE}", "--classes=4")
 
