@@ -8,7 +8,7 @@ from tood_jax.config import Config
 
 Options = dict[str, str | bool]
 
-# By platform. With few images a TPU's compiler folds columns into the batch, which costs T-head three quarters of its
+# By platform. With few images a TPU's compiler folds columns into the batch, which costs T-head two thirds of its
 # traffic and half of its estimated time (docs/pods.md).
 OURS: dict[str, Options] = {
     "tpu": {"xla_tpu_run_space_to_batch": "false", "xla_tpu_run_space_to_batch_on_new_platforms": "false"}
