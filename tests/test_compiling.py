@@ -18,7 +18,8 @@ def with_options(*options):
 
 
 @pytest.mark.parametrize("options", [(), ("xla_a_flag=1", "xla_another=true")])
-def test_where_we_choose_nothing_the_users_stay(options):
+def test_where_we_choose_nothing_the_users_stay(monkeypatch, options):
+    monkeypatch.delitem(compiling.OURS, jax.default_backend(), raising=False)
     config = with_options(*options)
     assert compiling.compiler_options(config, MESH) == config.compiler_options
 
