@@ -29,6 +29,7 @@ from benchmarks.common import (
     absent_chip,
     begin_report,
     compile_program,
+    compiled_work,
     finish_report,
     interleaved,
     ms,
@@ -37,7 +38,6 @@ from benchmarks.common import (
 )
 from benchmarks.nms import Args as Candidates
 from benchmarks.nms import random_candidates
-from tood_jax.ahead_of_time.traffic import estimated_cycles, hbm_bytes
 from tood_jax.compiling import OURS
 from tood_jax.geometry import sampling, sampling_products
 from tood_jax.geometry.boxes import pairwise_iou
@@ -115,9 +115,7 @@ def compiled(
     def look(function: Callable[..., Any]) -> Row:
         program = compile_program(jax.jit(function, compiler_options=OURS["tpu"]), *shapes)
         text = program.run.as_text()  # type: ignore[attr-defined]
-        counts = {kind: text.count(f" {kind}(") for kind in ONE_BY_ONE}
-        work = {"hbm_bytes": hbm_bytes(text), "cycles": estimated_cycles(text)}
-        return work | {"compile_seconds": program.about["compile_seconds"], **counts}
+        return compiled_work(program) | {kind: text.count(f" {kind}(") for kind in ONE_BY_ONE}
 
     return {way: look(function) for way, function in ways.items()}
 

@@ -25,6 +25,7 @@ import tyro
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from tood_jax.ahead_of_time.chips import devices_of
+from tood_jax.ahead_of_time.traffic import estimated_cycles, hbm_bytes
 from tood_jax.cli.options import parse
 from tood_jax.config import Config, ConfigError, to_dict
 from tood_jax.detectors.detector import Detector, canvas_pyramid
@@ -232,6 +233,13 @@ def compile_program(function: Any, *arguments: Any) -> Program:
     cost = compiled.cost_analysis() or {}
     about |= {"flops": cost.get("flops"), "bytes_accessed": cost.get("bytes accessed")}
     return Program(compiled, {**about, "memory": _program_memory(compiled.memory_analysis())})
+
+
+def compiled_work(program: Program) -> Row:
+    """What a compiled program says, unrun: "hbm_bytes", "cycles" (ahead_of_time/traffic.py), "compile_seconds"."""
+    text = program.run.as_text()  # type: ignore[attr-defined]
+    work = {"hbm_bytes": hbm_bytes(text), "cycles": estimated_cycles(text)}
+    return work | {"compile_seconds": program.about["compile_seconds"]}
 
 
 def _program_memory(analysis: Any) -> dict[str, int] | None:

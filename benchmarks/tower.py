@@ -22,11 +22,11 @@ from benchmarks.common import (
     absent_chip,
     begin_report,
     compile_program,
+    compiled_work,
     finish_report,
     print_table,
     read_options,
 )
-from tood_jax.ahead_of_time.traffic import estimated_cycles, hbm_bytes
 from tood_jax.compiling import OURS
 from tood_jax.geometry.packing import Packing, pack, packing, unpack
 from tood_jax.geometry.pyramid import pyramid
@@ -76,9 +76,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
         ("a GroupNorm a level, our options", norm_by_level, ours),
     ):
         program = compile_program(jax.jit(tower(norm, where), compiler_options=options), layers, features, features)
-        text = program.run.as_text()  # type: ignore[attr-defined]
-        work = {"hbm_bytes": hbm_bytes(text), "cycles": estimated_cycles(text)}
-        rows.append({"way": way, **work, "compile_seconds": program.about["compile_seconds"]})
+        rows.append({"way": way, **compiled_work(program)})
     print_table(
         f"{LAYERS} layers and gradients, {args.batch} × {args.height} × {args.width}, {args.topology or 'here'}",
         ["way", "HBM MB", "M cycles", "compile, s"],

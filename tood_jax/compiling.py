@@ -1,5 +1,7 @@
 """Options of the compiler for the steps of training and evaluation."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
@@ -17,16 +19,17 @@ OURS: dict[str, Options] = {
 
 def compiler_options(config: Config, mesh: Mesh) -> Options:
     """Those of train.compiler_options, and what we choose for the mesh's platform where they say nothing of it."""
-    ours = OURS.get(mesh.devices.flat[0].platform, {})
+    here = (device for device in mesh.devices.flat if device.process_index == jax.process_index())
+    device = next(here, mesh.devices.flat[0])
+    ours = OURS.get(device.platform, {})
     open_to_us = {name: value for name, value in ours.items() if name not in config.compiler_options}
-    known = {name: value for name, value in open_to_us.items() if _is_known(name, value, mesh)}
+    known = {name: value for name, value in open_to_us.items() if _is_known(name, value, device)}
     return known | config.compiler_options
 
 
-def _is_known(name: str, value: str | bool, mesh: Mesh) -> bool:
-    """Does this version of the compiler have an option? It ends the compilation if not."""
-    here = (device for device in mesh.devices.flat if device.process_index == jax.process_index())
-    device = next(here, mesh.devices.flat[0])
+@cache  # asked for each step that is compiled
+def _is_known(name: str, value: str | bool, device: jax.Device) -> bool:
+    """Does this version of the device's compiler have an option? It ends the compilation if not."""
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=SingleDeviceSharding(device))
     try:
         jax.jit(jnp.negative, compiler_options={name: value}).lower(number).compile()

@@ -38,6 +38,10 @@ class Packing(NamedTuple):
             levels[row : row + height, column : column + width] = index
         return levels
 
+    def is_first(self) -> np.ndarray:
+        """[H, 1, 1] bool: does a row belong to the first level, which no other shares?"""
+        return (np.arange(self.height) < self.shapes[0][0])[:, None, None]
+
 
 def packing(shapes: Shapes) -> Packing:
     """Levels of these shapes: the first on top, the others in a row below it."""
@@ -78,9 +82,8 @@ def level_sums(canvas: Float[Array, "b hh ww f"], where: Packing) -> Float[Array
     Rows first, the first level's and the others' apart, which costs a TPU's vector unit a third of a mask a level and
     shares one pass over the canvas.
     """
-    top = (np.arange(where.height) < where.shapes[0][0])[:, None, None]
-    canvas = clear_gaps(canvas, where)
-    first, others = (rows.sum(axis=1) for rows in (jnp.where(top, canvas, 0), jnp.where(top, 0, canvas)))  # [B, W, F]
+    canvas, is_first = clear_gaps(canvas, where), where.is_first()
+    first, others = jnp.where(is_first, canvas, 0).sum(axis=1), jnp.where(is_first, 0, canvas).sum(axis=1)  # [B, W, F]
     places = zip(where.shapes[1:], where.corners[1:], strict=True)
     below = [others[:, column : column + width].sum(axis=1) for (_, width), (_, column) in places]
     return jnp.stack([first.sum(axis=1), *below], axis=1)
@@ -89,8 +92,7 @@ def level_sums(canvas: Float[Array, "b hh ww f"], where: Packing) -> Float[Array
 def spread_levels(values: Float[Array, "b l f"], where: Packing) -> Float[Array, "b hh ww f"]:
     """Each level's values at all of its cells; in the gaps, those of some level."""
     columns = np.arange(where.width)[:, None]
-    below = values[:, -1, None]  # [B, W, F]
-    for index in range(len(where.shapes) - 1, 1, -1):
-        below = jnp.where(columns < where.corners[index][1], values[:, index - 1, None], below)
-    top = (np.arange(where.height) < where.shapes[0][0])[:, None, None]
-    return jnp.where(top, values[:, :1, None], below[:, None])
+    first = others = values[:, 0, None]  # [B, 1, F], others then [B, W, F]
+    for index in range(1, len(where.shapes)):
+        others = jnp.where(columns >= where.corners[index][1], values[:, index, None], others)
+    return jnp.where(where.is_first(), first[:, None], others[:, None])
