@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks import rest
 from benchmarks.common import Program, compile_program, mesh_of
 from benchmarks.task import ATSS, TASK_ALIGNED, Run, Task, ToAssign
 from benchmarks.train_step import compile_step, standing_still
@@ -34,6 +35,7 @@ def runs(task: Task) -> dict[str, Callable[[], Made]]:
         "NMS": lambda: _nms(task),
         "DCNv2, forward": lambda: _deformable(task, gradient=False),
         "DCNv2, forward and gradient": lambda: _deformable(task, gradient=True),
+        **rest.runs(task),
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import peers_rest
 from benchmarks.task import ATSS, TASK_ALIGNED, Run, Task, ToAssign
 from tood_jax.config import LearningConfig
 from tood_jax.geometry.pyramid import level_shapes
@@ -66,6 +67,7 @@ def runs(peer: str, task: Task) -> dict[str, Callable[[], Run]]:
         ATSS: lambda: assigner(task.to_assign, task.config.learning, ATSS),
         "NMS": lambda: _nms(task),
         **deformable,
+        **peers_rest.runs(task, _wait),
     }
 
 

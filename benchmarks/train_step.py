@@ -83,7 +83,7 @@ def compile_step(
         steps_per_epoch=STEPS_PER_EPOCH,
         epochs=config.train.epochs,
     )
-    optimizer = make_optimizer(config, schedule)
+    optimizer = make_optimizer(config)
     params, batch_stats = variables
     ema = {} if config.optimizer.ema_decay is None else params
     everywhere = replicated(mesh)

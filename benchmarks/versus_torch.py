@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import ours
+from benchmarks import ours, rest
 from benchmarks.common import (
     Report,
     begin_report,
@@ -36,6 +36,7 @@ from benchmarks.task import Run, Sizes, make_task
 
 NAME = "versus_torch"
 OURS = "tood_jax"
+TOGETHER = "these four together"
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,26 @@ def main(argv: Sequence[str] | None = None) -> Report:
         for name in cases:
             ratio = timings[name]["median_seconds"] / timings[OURS]["median_seconds"]
             results.append({"row": row, "side": name, **sides[name], **timings[name], "over_ours": ratio})
+    results += _together(results)
     print_table(
         f"{config.name}, {args.batch} × {args.height} × {args.width}, {args.objects} objects, {config.train.precision}",
         ["work", "side", "ms: median (min–max)", "/ ours", "first run, s", "memory, MiB"],
         [[r["row"], r["side"], ms(r), r["over_ours"], r["first_run_seconds"], mebi(r["grown_bytes"])] for r in results],
     )
     return finish_report(report, args, results=results)
+
+
+def _together(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pieces of rest.py as one row, of those sides that have them all: the sums of their medians and extremes."""
+    rows = []
+    for side in dict.fromkeys(result["side"] for result in results):
+        pieces = [result for result in results if result["side"] == side and result["row"] in rest.ROWS]
+        if len(pieces) == len(rest.ROWS):
+            sums = {f"{key}_seconds": sum(one[f"{key}_seconds"] for one in pieces) for key in ("median", "min", "max")}
+            first = sum(one["first_run_seconds"] for one in pieces)
+            rows.append({"row": TOGETHER, "side": side, **sums, "first_run_seconds": first, "grown_bytes": None})
+    of_ours = sum(row["median_seconds"] for row in rows if row["side"] == OURS)
+    return [row | {"over_ours": row["median_seconds"] / of_ours} for row in rows] if of_ours else []
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tests.goldens.weights import image_batch, named_array
 from tood_jax.build import build_model
@@ -22,7 +21,7 @@ from tood_jax.cli.options import load_config
 from tood_jax.config import BackboneConfig, Config, HeadConfig
 from tood_jax.detectors.detector import detections
 from tood_jax.detectors.losses import detection_losses, loss_parts
-from tood_jax.training.optimizer import make_optimizer
+from tood_jax.training.optimizer import descend, make_optimizer
 from tood_jax.types import Batch
 from tood_jax.weights.mapping import export_state_dict, import_state_dict
 from tood_jax.weights.naming import is_ignored
@@ -215,12 +214,12 @@ class GoldenModel:
 
     def trajectory(self, phase: str, steps: int):
         """Losses (cls, box, …) [steps, parts] before each SGD step at a constant rate, and the last parameters."""
-        optimizer = make_optimizer(self.config, optax.constant_schedule(1e-3))
+        optimizer = make_optimizer(self.config)
 
         @partial(jax.jit, compiler_options=AS_USERS)
         def update(params, state, gradients):
-            updates, state = optimizer.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state
+            _, state = optimizer.update(gradients, state, params)
+            return descend(params, state, 1e-3), state
 
         params = self.nudged_params(phase)
         state, rows = optimizer.init(params), []

@@ -38,7 +38,7 @@ def test_the_only_collectives_are_the_sums_of_gradients_and_losses(config):
     assert platform_of(mesh) == jax.default_backend()
     found = collectives_of(lower_train_step(config, 4, 8, (64, 64), mesh).compile().as_text(), mesh)
     assert {(one.kind, one.axis) for one in found} == {("all-reduce", "data")}
-    optimizer = make_optimizer(config, lambda step: 0.01)
+    optimizer = make_optimizer(config)
     params = state_shapes(build_model(config, 4), optimizer, keep_ema=False).params
     trained = trained_mask(params, config.backbone)
     sizes = {

@@ -25,7 +25,8 @@ def native(x, kernel, stride, padding, groups):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("height", "width"), [(32, 35), (7, 9), (1, 2)])
 @pytest.mark.parametrize(
-    ("size", "groups", "inputs", "outputs"), [(1, 1, 8, 12), (3, 1, 8, 12), (3, 1, 28, 3), (3, 4, 8, 12), (7, 1, 8, 12)]
+    ("size", "groups", "inputs", "outputs"),
+    [(1, 1, 8, 12), (3, 1, 8, 12), (3, 1, 28, 3), (3, 1, 64, 65), (3, 4, 8, 12), (7, 1, 8, 12)],
 )
 def test_equals_the_native_one(stride, height, width, size, groups, inputs, outputs):
     rng = np.random.default_rng(0)
@@ -47,7 +48,27 @@ def test_equals_the_native_one(stride, height, width, size, groups, inputs, outp
 @pytest.mark.parametrize(("size", "outputs", "on_cpus"), [(1, 4, (0, 3)), (3, 4, (2, 9)), (3, 1, (2, 1))])
 def test_platform_compiled_for_decides(size, outputs, on_cpus):
     """On a CPU the kernel's gradient is a product a tap, or one; everywhere else all three stay convolutions."""
-    x, kernel = jnp.ones((2, 16, 16, 9)), jnp.ones((size, size, 9, outputs))
+    assert_convolutions_and_products(jnp.ones((2, 16, 16, 9)), jnp.ones((size, size, 9, outputs)), on_cpus)
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "dtype", "on_cpus"),
+    [
+        (16, 64, jnp.float32, (1, 10)),  # the map's gradient one product, the kernel's nine
+        (16, 63, jnp.float32, (2, 9)),  # too narrow
+        (16, 64, jnp.bfloat16, (2, 9)),  # nine roundings
+        (68, 64, jnp.float32, (2, 9)),  # too large a map
+        (8, 64, jnp.float32, (2, 1)),  # so small a kernel and map that the kernel's gradient stays a convolution
+        (8, 256, jnp.float32, (1, 10)),
+    ],
+)
+def test_small_maps_and_wide_kernels_have_gradients_by_products(side, channels, dtype, on_cpus):
+    x, kernel = jnp.ones((2, side, side, channels), dtype), jnp.ones((3, 3, channels, channels), dtype)
+    assert_convolutions_and_products(x, kernel, on_cpus)
+
+
+def assert_convolutions_and_products(x, kernel, on_cpus):
+    size = len(kernel)
 
     def gradients(x, kernel):
         out, pull_back = jax.vjp(lambda x, kernel: convolve(x, kernel, 1, size // 2), x, kernel)

@@ -1,11 +1,14 @@
-"""Norms and the geometric mean of sigmoids."""
+"""Norms, ReLU and the geometric mean of sigmoids."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.golden_models import golden_ops
-from tood_jax.networks.layers import Norm, sigmoid_geometric_mean
+from tood_jax.networks.group_norm import EPSILON, group_norm
+from tood_jax.networks.layers import Norm, relu, sigmoid_geometric_mean
 
 
 def test_frozen_batch_norm_uses_running_statistics():
@@ -59,3 +62,31 @@ def test_geometric_mean_literals_and_extremes():
     assert np.isfinite(gradient).all()
     y = sigmoid_geometric_mean(pairs[0], pairs[1])
     assert ((y >= 0) & (y <= 1)).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-4), (jnp.bfloat16, 0.1)])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 12), (1, 1, 1, 4)])
+def test_group_norm_is_flaxs(shape, dtype, tolerance):
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.asarray(rng.normal(2, 3, shape), dtype) for _ in range(2))
+    scale, bias = (jnp.asarray(rng.standard_normal(shape[-1]), jnp.float32) for _ in range(2))
+
+    def theirs(x, scale, bias):
+        norm = nn.GroupNorm(4, epsilon=EPSILON, dtype=dtype, use_fast_variance=False)
+        return norm.apply({"params": {"scale": scale, "bias": bias}}, x)
+
+    out, pull_back = jax.vjp(lambda *given: group_norm(*given, 4), x, scale, bias)
+    expected, their_pull_back = jax.vjp(theirs, x, scale, bias)
+    assert out.dtype == dtype
+    for ours, other in zip((out, *pull_back(cotangent)), (expected, *their_pull_back(cotangent)), strict=True):
+        assert ours.dtype == other.dtype
+        np.testing.assert_allclose(
+            ours.astype(jnp.float32), other.astype(jnp.float32), rtol=tolerance, atol=tolerance * (1 + shape[1])
+        )
+
+
+def test_relu_and_its_gradient_at_zero_and_nan():
+    x = jnp.array([-1.0, 0.0, 2.0, jnp.nan])
+    out, pull_back = jax.vjp(relu, x)
+    np.testing.assert_array_equal(out, nn.relu(x))
+    np.testing.assert_array_equal(pull_back(jnp.full(4, 3.0))[0], [0, 0, 3, 0])

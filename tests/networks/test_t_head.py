@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tood_jax.geometry.coding import BoxCoding
-from tood_jax.networks.t_head import THead
+from tood_jax.networks.t_head import THead, weighed
 
 OPTIONS = {"num_classes": 3, "channels": 16, "num_convs": 2, "norm_groups": 4}
 RNG = np.random.default_rng(0)
@@ -103,3 +103,20 @@ def test_bfloat16_gives_float32_near_the_float32_ones(params, coding):
         assert half.dtype == jnp.float32
         assert np.isfinite(half).all()
         np.testing.assert_allclose(half, full, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_weighed_kernels_have_the_gradients_of_plain_broadcasting(platform):
+    rng = np.random.default_rng(0)
+    weights, kernels, cotangent = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((3, 2, 6), (6, 8, 5), (3, 2, 6, 8, 5))
+    )
+
+    def gradients(function):
+        return jax.jit(lambda *given: jax.vjp(function, *given[:2])[1](given[2]))
+
+    plain = gradients(lambda weights, kernels: weights[..., None, None] * kernels)
+    for ours, expected in zip(*(f(weights, kernels, cotangent) for f in (gradients(weighed), plain)), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+    traced = gradients(weighed).trace(weights, kernels, cotangent)
+    assert ("dot_general" in traced.lower(lowering_platforms=(platform,)).as_text()) == (platform == "cpu")

@@ -39,7 +39,7 @@ class Run:
         config = dataclasses.replace(config, parallel=parallel, detect=detect, **groups)
         model, mesh = build_model(config, 4), make_mesh(jax.devices()[:devices], space)
         schedule = learning_rate_schedule(config.optimizer, batch_size=8, steps_per_epoch=2, epochs=4)
-        optimizer = make_optimizer(config, schedule)
+        optimizer = make_optimizer(config)
         step = compile_train_step(model, config, optimizer, schedule, 2, mesh)
         state = init_state(model, optimizer, seed=0, keep_ema=True)
         state = jax.device_put(state, train_state_shardings(model, config, optimizer, mesh))

@@ -28,7 +28,7 @@ class Setup:
         self.config = dataclasses.replace(config, **groups)
         self.model = build_model(self.config, NUM_CLASSES)
         self.schedule = learning_rate_schedule(self.config.optimizer, batch_size=8, steps_per_epoch=2, epochs=4)
-        self.optimizer = make_optimizer(self.config, self.schedule)
+        self.optimizer = make_optimizer(self.config)
         self.mesh = make_mesh(jax.devices()[:devices])
         self.step = compile_train_step(self.model, self.config, self.optimizer, self.schedule, 2, self.mesh)
 

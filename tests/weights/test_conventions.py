@@ -5,7 +5,7 @@ import numpy as np
 from tests.weights.made import SMALL, imagenet_file, shapes_of, small_state_dict
 from tood_jax.config import DataConfig
 from tood_jax.detectors.detector import normalize_images
-from tood_jax.networks.layers import EPSILON
+from tood_jax.networks.group_norm import EPSILON
 from tood_jax.weights.conventions import CONV1, IMAGENET_MEAN, IMAGENET_STD, convention_notes, swap_channels
 from tood_jax.weights.files import WeightsFile
 from tood_jax.weights.load import fit

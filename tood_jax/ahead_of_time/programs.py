@@ -52,7 +52,7 @@ def lower_train_step(config: Config, num_classes: int, images: int, canvas: tupl
     schedule = learning_rate_schedule(
         config.optimizer, batch_size=images, steps_per_epoch=STEPS_PER_EPOCH, epochs=config.train.epochs
     )
-    optimizer = make_optimizer(config, schedule)
+    optimizer = make_optimizer(config)
     step = compile_train_step(model, config, optimizer, schedule, STEPS_PER_EPOCH, mesh)
     shapes = state_shapes(model, optimizer, keep_ema=config.optimizer.ema_decay is not None)
     state = _placed(shapes, train_state_shardings(model, config, optimizer, mesh))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from tood_jax.geometry.sampling import sample_sides_of_levels
 from tood_jax.networks.convolution import conv
-from tood_jax.networks.layers import Dtype, sigmoid_geometric_mean
+from tood_jax.networks.layers import Dtype, relu, sigmoid_geometric_mean
 
 PRIOR_LOGIT = float(-np.log((1 - 0.01) / 0.01))  # logits start at a probability of 0.01
 
@@ -68,16 +68,26 @@ class Alignment(nn.Module):
         if not self.active:
             return nn.sigmoid(logits), boxes
         alignment, offsets = self.predict(self.cls_alignment[0](features), self.reg_alignment[0](features))
-        rows, row_offsets = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (boxes, offsets))
-        aligned = align_boxes(rows, row_offsets, ((boxes.shape[1], boxes.shape[2]),))
-        return sigmoid_geometric_mean(logits, alignment), aligned.reshape(boxes.shape)
+        return align_maps(logits, alignment, boxes, offsets)
 
     def predict(
         self, cls_hidden: Float[Array, "b h w k"], reg_hidden: Float[Array, "b h w k"]
     ) -> tuple[Float[Array, "b h w 1"], Float[Array, "b h w 8"]]:
         """M, a logit, and the offsets (dy, dx) a side in cells, float32, of the first convolutions' outputs."""
-        alignment = self.cls_alignment[1](nn.relu(cls_hidden)).astype(jnp.float32)
-        return alignment, self.reg_alignment[1](nn.relu(reg_hidden)).astype(jnp.float32)
+        alignment = self.cls_alignment[1](relu(cls_hidden)).astype(jnp.float32)
+        return alignment, self.reg_alignment[1](relu(reg_hidden)).astype(jnp.float32)
+
+
+def align_maps(
+    logits: Float[Array, "b h w c"],
+    alignment: Float[Array, "b h w 1"],
+    boxes: Float[Array, "b h w 4"],
+    offsets: Float[Array, "b h w 8"],
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w 4"]]:
+    """(aligned scores 0–1, aligned boxes) of one level (equations 4 and 5)."""
+    rows, row_offsets = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (boxes, offsets))
+    aligned = align_boxes(rows, row_offsets, ((boxes.shape[1], boxes.shape[2]),))
+    return sigmoid_geometric_mean(logits, alignment), aligned.reshape(boxes.shape)
 
 
 def align_boxes(

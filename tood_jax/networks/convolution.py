@@ -14,14 +14,19 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from tood_jax.mesh import height_is_split
 
-# A kernel's gradient is formed tap by tap if it has at most so many (a stem's 49 are quicker in one), and of maps of at
-# least so many cells: with fewer little is gained, and nine products take longer to compile than one convolution.
-MOST_TAPS, LEAST_CELLS = 9, 512
+# On CPUs a kernel's gradient is formed tap by tap if it has at most so many (a stem's 49 are quicker in one), and a map
+# of so many cells, or so many inputs times outputs: with fewer little is gained, and nine products take longer to
+# compile than one convolution.
+MOST_TAPS, LEAST_CELLS, LEAST_PAIRS = 9, 512, 2**16
+# There a map's gradient is one product if there are at least so many channels on both sides, and if what each cell says
+# to each tap, which is held in one piece, is at most so many numbers: no more than caches hold.
+LEAST_CHANNELS, MOST_COLUMNS = 64, 5 * 2**20
 
 
 def conv(
@@ -98,16 +103,19 @@ def _backward(stride, padding, groups, precision, residuals, cotangent):
         return lambda x, kernel, cotangent: jax.linear_transpose(lambda k: function(x, k), kernel)(cotangent)[0]
 
     arguments = x, kernel, cotangent
+    gradient_of_x, gradient_of_kernel = to_x(native), to_kernel(native)
+    on_cpu_of_x, on_cpu_of_kernel = gradient_of_x, gradient_of_kernel
     if _is_product(kernel, padding, groups):
-        product = partial(_product, stride=stride, precision=precision)
-        gradient_of_x = lax.platform_dependent(*arguments, cpu=to_x(product), default=to_x(native))
-    else:
-        gradient_of_x = to_x(native)(*arguments)
-    taps, cells = kernel.shape[0] * kernel.shape[1], cotangent.size // cotangent.shape[-1]
-    if taps > MOST_TAPS or (cells < LEAST_CELLS and taps > 1 and groups == 1):
-        return gradient_of_x, to_kernel(native)(*arguments)
-    by_taps = partial(_kernel_gradient_by_taps, stride=stride, padding=padding, groups=groups, precision=precision)
-    return gradient_of_x, lax.platform_dependent(*arguments, cpu=by_taps, default=to_kernel(native))
+        on_cpu_of_x = to_x(partial(_product, stride=stride, precision=precision))
+    elif _suits_columns(kernel, cotangent, groups):
+        on_cpu_of_x = partial(_map_gradient_by_columns, stride=stride, padding=padding, precision=precision)
+    if _suits_taps(kernel, cotangent, groups):
+        how = {"stride": stride, "padding": padding, "groups": groups, "precision": precision}
+        on_cpu_of_kernel = partial(_kernel_gradient_by_taps, **how)
+    return (
+        lax.platform_dependent(*arguments, cpu=on_cpu_of_x, default=gradient_of_x),
+        lax.platform_dependent(*arguments, cpu=on_cpu_of_kernel, default=gradient_of_kernel),
+    )
 
 
 convolve.defvjp(_forward, _backward)
@@ -123,6 +131,19 @@ def _native(x, kernel, *, stride, padding, groups, precision):
 
 def _is_product(kernel, padding: int, groups: int) -> bool:
     return kernel.shape[:2] == (1, 1) and padding == 0 and groups == 1
+
+
+def _suits_taps(kernel, cotangent, groups: int) -> bool:
+    rows, columns, inputs, outputs = kernel.shape
+    cells = cotangent.size // outputs
+    is_large = cells >= LEAST_CELLS or inputs * outputs >= LEAST_PAIRS
+    return rows * columns == 1 or (rows * columns <= MOST_TAPS and (is_large or groups > 1))
+
+
+def _suits_columns(kernel, cotangent, groups: int) -> bool:
+    rows, columns, inputs, outputs = kernel.shape
+    is_small = rows * columns <= MOST_TAPS and cotangent.size // outputs * rows * columns * inputs <= MOST_COLUMNS
+    return is_small and groups == 1 and min(inputs, outputs) >= LEAST_CHANNELS and kernel.dtype == jnp.float32
 
 
 def _is_stem(x, kernel, stride: int, padding: int) -> bool:
@@ -157,6 +178,30 @@ def by_depth(
 
 def _product(x, kernel, *, stride, precision):
     return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0], precision=precision)
+
+
+def _map_gradient_by_columns(x, kernel, cotangent, *, stride, padding, precision):
+    """One product of what each cell says to each tap of the kernel, summed where the taps meet (col2im).
+
+    A convolution needs the kernel with its ends flipped and its channels swapped, which XLA:CPU writes down more slowly
+    than it then convolves a small map.
+    """
+    rows = kernel.reshape(-1, kernel.shape[-1])  # in one row of places, or XLA:CPU copies it
+    said = lax.dot_general(cotangent, rows, (((3,), (1,)), ((), ())), precision=precision)
+    said = said.reshape(*cotangent.shape[:3], *kernel.shape[:3])  # [B, h, w, kh, kw, I]
+    zero = jnp.zeros((), said.dtype)
+
+    def placed(at: int, cells: int, size: int) -> tuple[int, int, int]:
+        """The padding that puts cells, `stride` apart, where a tap sees them in a row of so many."""
+        before = at - padding
+        return before, size - before - stride * (cells - 1) - 1, stride - 1
+
+    total = jnp.zeros(x.shape, said.dtype)
+    for row, column in np.ndindex(kernel.shape[:2]):
+        down = placed(row, cotangent.shape[1], x.shape[1])
+        across = placed(column, cotangent.shape[2], x.shape[2])
+        total += lax.pad(said[:, :, :, row, column], zero, ((0, 0, 0), down, across, (0, 0, 0)))
+    return total
 
 
 def _kernel_gradient_by_taps(x, kernel, cotangent, *, stride, padding, groups, precision):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from tood_jax.networks.convolution import conv
-from tood_jax.networks.layers import Dtype, Norm
+from tood_jax.networks.layers import Dtype, Norm, relu
 
 
 def upsample_nearest(x: Array, height: int, width: int) -> Array:
@@ -40,6 +40,6 @@ class FPN(nn.Module):
             merged[i] = merged[i] + upsample_nearest(merged[i + 1], *merged[i].shape[1:3])
         levels = [layer(x, 3, f"output_{i}") for i, x in enumerate(merged)]
         p6 = layer(levels[-1] if self.extra_levels == "on_output" else maps[-1], 3, "output_3", stride=2)
-        p7 = layer(nn.relu(p6) if self.relu_before_p7 else p6, 3, "output_4", stride=2)
+        p7 = layer(relu(p6) if self.relu_before_p7 else p6, 3, "output_4", stride=2)
         levels += [p6, p7]
         return tuple(levels)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from tood_jax.networks.group_norm import EPSILON, group_norm
+
 Dtype = Any
-EPSILON = 1e-5  # of every normalisation, as in PyTorch
 
 
 class Norm(nn.Module):
@@ -35,14 +36,7 @@ class Norm(nn.Module):
     def __call__(self, x, train: bool = False):
         scale_init = nn.initializers.zeros_init() if self.zero_scale else nn.initializers.ones_init()
         if self.kind == "group":
-            return nn.GroupNorm(
-                num_groups=self.groups,
-                epsilon=EPSILON,
-                dtype=self.dtype,
-                scale_init=scale_init,
-                use_fast_variance=False,
-                name="norm",
-            )(x)
+            return GroupNorm(self.groups, self.dtype, scale_init, name="norm")(x)
         return nn.BatchNorm(
             use_running_average=not (train and self.kind == "batch"),
             momentum=0.9,
@@ -51,6 +45,20 @@ class Norm(nn.Module):
             scale_init=scale_init,
             name="norm",
         )(x)
+
+
+class GroupNorm(nn.Module):
+    """`group_norm` with its parameters."""
+
+    groups: int
+    dtype: Dtype
+    scale_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w f"]) -> Float[Array, "b h w f"]:
+        scale = self.param("scale", self.scale_init, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
+        return group_norm(x.astype(self.dtype), scale, bias, self.groups)
 
 
 def conv_and_norm(convolution: nn.Module, norm: Norm, x: Array, train: bool = False) -> Array:
@@ -76,6 +84,23 @@ def folded_norm(convolution: nn.Module, norm: Norm, x: Array) -> Array:
     apply, _ = pure(convolution)
     y = apply({"params": {**parameters, "kernel": parameters["kernel"] * rate}}, x)
     return y + (affine["bias"] - statistics["mean"] * rate).astype(y.dtype)
+
+
+@jax.custom_vjp
+def relu(x: Array) -> Array:
+    """max(x, 0). Its gradient looks at what came out, which the next layer keeps anyway, not at what went in.
+
+    So nobody computes the input again for it. Reverse-mode only.
+    """
+    return nn.relu(x)
+
+
+def _relu_forward(x):
+    out = nn.relu(x)
+    return out, out
+
+
+relu.defvjp(_relu_forward, lambda out, cotangent: (jnp.where(out > 0, cotangent, 0),))
 
 
 @jax.custom_jvp

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tood_jax.geometry.packing import Packing, clear_gaps, level_sums, spread_levels
-from tood_jax.networks.layers import EPSILON
+from tood_jax.networks.group_norm import EPSILON, over_groups
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -27,12 +27,6 @@ def packed_norm(
     return _forward(x, scale, bias, groups, where)[0]
 
 
-def _over_groups(sums: Float[Array, "b l f"], groups: int) -> Float[Array, "b l f"]:
-    """Each channel's sum replaced by its group's."""
-    by_group = sums.reshape(*sums.shape[:2], groups, -1)
-    return jnp.broadcast_to(by_group.sum(axis=-1, keepdims=True), by_group.shape).reshape(sums.shape)
-
-
 def _counts(channels: int, groups: int, where: Packing) -> Float[Array, "l 1"]:
     """Numbers that a group's mean is taken of, a level."""
     cells = [height * width for height, width in where.shapes]
@@ -44,12 +38,12 @@ def _statistics(x, groups: int, where: Packing) -> tuple[Float[Array, "b l f"], 
     fast = x.dtype == jnp.bfloat16
     x = x.astype(jnp.float32)
     count = _counts(x.shape[-1], groups, where)
-    mean = _over_groups(level_sums(x, where), groups) / count
+    mean = over_groups(level_sums(x, where), groups) / count
     if fast:
-        variance = jnp.maximum(_over_groups(level_sums(x * x, where), groups) / count - mean**2, 0)
+        variance = jnp.maximum(over_groups(level_sums(x * x, where), groups) / count - mean**2, 0)
     else:
         difference = x - spread_levels(mean, where)
-        variance = _over_groups(level_sums(difference * difference, where), groups) / count
+        variance = over_groups(level_sums(difference * difference, where), groups) / count
     return mean, jax.lax.rsqrt(variance + EPSILON)
 
 
@@ -76,8 +70,8 @@ def _backward(groups, where, residuals, cotangent):
     cotangent = jnp.where(is_on, _rounded(cotangent).astype(jnp.float32), 0)
     to_bias, to_scale = level_sums(cotangent, where), rate * level_sums(cotangent * centred, where)  # a level
     count = _counts(x.shape[-1], groups, where)
-    along_mean = rate * _over_groups(scale * to_bias, groups) / count
-    along_rate = rate**2 * _over_groups(scale * to_scale, groups) / count
+    along_mean = rate * over_groups(scale * to_bias, groups) / count
+    along_rate = rate**2 * over_groups(scale * to_scale, groups) / count
     to_x = cotangent * gain - spread_levels(along_mean, where) - centred * spread_levels(along_rate, where)
     return clear_gaps(to_x, where).astype(x.dtype), to_scale.sum(axis=(0, 1)), to_bias.sum(axis=(0, 1))
 

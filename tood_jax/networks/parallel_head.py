@@ -12,7 +12,7 @@ from tood_jax.geometry.coding import BoxCoding
 from tood_jax.geometry.pyramid import STRIDES
 from tood_jax.networks.alignment import PRIOR_LOGIT, Alignment, HeadMaps, normal, predictor
 from tood_jax.networks.convolution import conv
-from tood_jax.networks.layers import Dtype, Norm
+from tood_jax.networks.layers import Dtype, Norm, relu
 
 
 class Tower(nn.Module):
@@ -38,7 +38,7 @@ class Tower(nn.Module):
     def __call__(self, x: Float[Array, "b h w _"]) -> Float[Array, "b h w f"]:
         for i, convolution in enumerate(self.convs):
             x = convolution(x)
-            x = nn.relu(self.norms[i](x) if self.norms else x)
+            x = relu(self.norms[i](x) if self.norms else x)
         return x
 
 

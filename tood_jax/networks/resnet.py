@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from tood_jax.networks.convolution import conv
 from tood_jax.networks.deformable import DeformableConv
-from tood_jax.networks.layers import Dtype, Norm, conv_and_norm, stack_trees
+from tood_jax.networks.layers import Dtype, Norm, conv_and_norm, relu, stack_trees
+from tood_jax.networks.pooling import max_pool
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -51,19 +52,19 @@ class Block(nn.Module):
 
         channels = self.planes * (4 if self.bottleneck else 1)
         if self.bottleneck:
-            y = nn.relu(normed(conv(self.inner, 1, name="conv1", dtype=self.dtype), x, "norm1"))
+            y = relu(normed(conv(self.inner, 1, name="conv1", dtype=self.dtype), x, "norm1"))
             spatial = {"name": "conv2", "dtype": self.dtype, "stride": self.stride, "groups": self.groups}
             conv2 = DeformableConv(self.inner, **spatial) if self.deformable else conv(self.inner, 3, **spatial)
-            y = nn.relu(normed(conv2, y, "norm2"))
+            y = relu(normed(conv2, y, "norm2"))
             y = normed(conv(channels, 1, name="conv3", dtype=self.dtype), y, "norm3", zero_scale=True)
         else:
             conv1 = conv(channels, 3, name="conv1", dtype=self.dtype, stride=self.stride)
-            y = nn.relu(normed(conv1, x, "norm1"))
+            y = relu(normed(conv1, x, "norm1"))
             y = normed(conv(channels, 3, name="conv2", dtype=self.dtype), y, "norm2", zero_scale=True)
         if self.stride != 1 or x.shape[-1] != channels:
             downsample = conv(channels, 1, name="downsample_conv", dtype=self.dtype, stride=self.stride)
             x = normed(downsample, x, "downsample_norm")
-        return nn.relu(x + y)
+        return relu(x + y)
 
 
 class ResNet(nn.Module):
@@ -91,8 +92,8 @@ class ResNet(nn.Module):
         training = train and self.frozen_stages < 0
         stem = conv(self.width, 7, name="conv1", dtype=self.dtype, stride=2)
         norm = Norm(self.norm, self.norm_groups, self.dtype, name="norm1")
-        x = nn.relu(conv_and_norm(stem, norm, x.astype(self.dtype), training))
-        x = freeze(nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)]), 0)
+        x = relu(conv_and_norm(stem, norm, x.astype(self.dtype), training))
+        x = freeze(max_pool(x), 0)
         maps = []
         for stage, blocks in enumerate(BLOCKS[self.depth], start=1):
             x = self._stage(x, stage, blocks, train and stage > self.frozen_stages)

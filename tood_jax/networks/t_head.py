@@ -3,8 +3,12 @@
 Axes: B images · H, W a level's height and width in cells · F = channels of the tower · L = interactive convolutions.
 """
 
+from functools import partial
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from tood_jax.geometry.coding import BoxCoding
@@ -12,7 +16,7 @@ from tood_jax.geometry.pyramid import STRIDES
 from tood_jax.networks.alignment import PRIOR_LOGIT, Alignment, HeadMaps, normal, predictor
 from tood_jax.networks.convolution import conv, convolve
 from tood_jax.networks.deformable import DeformableConv
-from tood_jax.networks.layers import Dtype, Norm
+from tood_jax.networks.layers import Dtype, Norm, relu
 from tood_jax.networks.packed_head import packed_maps
 
 DEFORMABLE_GROUPS = 4  # of the tower's deformable convolutions, as published
@@ -47,17 +51,41 @@ class TaskDecomposition(nn.Module):
             by_layer = features.reshape(*features.shape[:3], self.layers, self.channels)
             weighed = (by_layer * self.attend(pooled)[..., None]).reshape(features.shape)
             reduced = convolve(weighed, self.reduction.astype(self.dtype))
-        return nn.relu(self.norm(reduced))
+        return relu(self.norm(reduced))
 
     def attend(self, pooled: Float[Array, "b p 1 lf"]) -> Float[Array, "b p 1 l"]:
         """The weight of each layer, 0–1, for each image and each of some levels (equations 2 and 3)."""
-        return nn.sigmoid(self.attention[1](nn.relu(self.attention[0](pooled))))
+        return nn.sigmoid(self.attention[1](relu(self.attention[0](pooled))))
 
     def kernels(self, pooled: Float[Array, "b p 1 lf"]) -> Float[Array, "b p lf f"]:
         """The reduction's kernel for each image and each of some levels, its layers weighed by attention."""
         w = self.attend(pooled)[:, :, 0]
         kernel = self.reduction.astype(self.dtype).reshape(self.layers, self.channels, self.channels)
-        return (w[..., None, None] * kernel).reshape(*w.shape[:2], -1, self.channels)
+        return weighed(w, kernel).reshape(*w.shape[:2], -1, self.channels)
+
+
+@jax.custom_vjp
+def weighed(weights: Float[Array, "b p l"], kernels: Float[Array, "l i o"]) -> Float[Array, "b p l i o"]:
+    """Each layer's kernel times its weight in each image and level.
+
+    The kernels' gradient, a sum over images of large arrays, is a product on CPUs, where XLA takes thirty times as long
+    for the sum.
+    """
+    return weights[..., None, None] * kernels
+
+
+def _weighed_backward(given, cotangent):
+    weights, kernels = given
+    by_product = partial(jnp.einsum, "bpl,bplio->lio")
+    to_kernels = lax.platform_dependent(weights, cotangent, cpu=by_product, default=_sum_over_images)
+    return (cotangent * kernels).sum(axis=(-2, -1)), to_kernels
+
+
+def _sum_over_images(weights, cotangent):
+    return (weights[..., None, None] * cotangent).sum(axis=(0, 1))
+
+
+weighed.defvjp(lambda weights, kernels: (weighed(weights, kernels), (weights, kernels)), _weighed_backward)
 
 
 class THead(nn.Module):
@@ -108,7 +136,7 @@ class THead(nn.Module):
     def level(self, x: Float[Array, "b h w f"], index: int) -> HeadMaps:
         features = []
         for convolution, norm in zip(self.tower, self.tower_norms, strict=True):
-            x = nn.relu(norm(convolution(x)))
+            x = relu(norm(convolution(x)))
             features.append(x)
         stacked = jnp.concatenate(features, axis=-1)  # [B, H, W, L·F]
         pooled = stacked.mean(axis=(1, 2), keepdims=True)

@@ -115,13 +115,8 @@ class TOODHead(nn.Module):
 
         logits = self.tood_cls(self.cls_decomp(features))
         alignment = self.cls_prob_module(stacked)  # [B, 1, H, W]
-        # √(σ(P)·σ(M)) by way of logarithms, which underflow nowhere (equation 4)
-        scores = (0.5 * (F.logsigmoid(logits) + F.logsigmoid(alignment))).exp()
-
         boxes = self.decode(self.tood_reg(self.reg_decomp(features)), scale)
-        sampled = sample_sides(boxes, self.reg_offset_module(stacked))
-        inside_out = (sampled[:, :2] > sampled[:, 2:]).any(dim=1, keepdim=True)
-        return scores, torch.where(inside_out, boxes, sampled)
+        return align(logits, alignment, boxes, self.reg_offset_module(stacked))
 
     def decode(self, sides: Float[Tensor, "b 4 h w"], scale: nn.Module) -> Float[Tensor, "b 4 h w"]:
         """What the last convolution says of a box to xyxy in strides."""
@@ -133,6 +128,20 @@ class TOODHead(nn.Module):
             return deltas_to_xyxy(anchors.movedim(0, -1), scale(sides).movedim(1, -1)).movedim(-1, 1)
         distances = scale(sides.exp())  # left, top, right, bottom
         return torch.cat([points - distances[:, :2], points + distances[:, 2:]], dim=1)
+
+
+def align(
+    logits: Float[Tensor, "b c h w"],
+    alignment: Float[Tensor, "b 1 h w"],
+    boxes: Float[Tensor, "b 4 h w"],
+    offsets: Float[Tensor, "b 8 h w"],
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b 4 h w"]]:
+    """(aligned scores 0–1, aligned boxes) of a level."""
+    # √(σ(P)·σ(M)) by way of logarithms, which underflow nowhere (equation 4)
+    scores = (0.5 * (F.logsigmoid(logits) + F.logsigmoid(alignment))).exp()
+    sampled = sample_sides(boxes, offsets)  # equation 5
+    inside_out = (sampled[:, :2] > sampled[:, 2:]).any(dim=1, keepdim=True)
+    return scores, torch.where(inside_out, boxes, sampled)
 
 
 def _alignment(in_channels: int, channels: int, out_channels: int) -> nn.Sequential:

@@ -86,7 +86,7 @@ def train(
         steps_per_epoch=plan.epoch_steps,
         epochs=config.train.epochs,
     )
-    optimizer = make_optimizer(config, schedule)
+    optimizer = make_optimizer(config)
     step_fn = compile_train_step(model, config, optimizer, schedule, plan.epoch_steps, mesh, chained=True)
     folder = Path(config.workdir)
     watch = watch or Stopwatch(time.time())

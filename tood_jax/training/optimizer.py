@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from tood_jax.config import BackboneConfig, Config, OptimizerConfig
+from tood_jax.training.state import Tree
 
 
 def scaled_learning_rate(options: OptimizerConfig, batch_size: int) -> float:
@@ -47,23 +48,26 @@ def trained_mask(params, backbone: BackboneConfig):
     return jax.tree_util.tree_map_with_path(lambda path, _: is_trained(path, backbone), params)
 
 
-def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Momentum SGD with weight decay on every trained parameter; frozen ones are never touched.
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Momentum of every trained parameter; `descend` then follows it at the learning rate. Frozen ones have none.
 
     Weight decay is added to the gradient before the momentum, as PyTorch does.
     """
     options = config.optimizer
-    sgd = optax.chain(
-        optax.add_decayed_weights(options.weight_decay),
-        optax.trace(options.momentum),
-        optax.scale_by_learning_rate(schedule),
-    )
-
-    def mask(params):
-        return trained_mask(params, config.backbone)
-
-    def frozen(params):
-        return jax.tree.map(lambda trained: not trained, mask(params))
-
+    momentum = optax.chain(optax.add_decayed_weights(options.weight_decay), optax.trace(options.momentum))
     clip = [] if options.clip_norm is None else [optax.clip_by_global_norm(options.clip_norm)]
-    return optax.chain(*clip, optax.masked(sgd, mask), optax.masked(optax.set_to_zero(), frozen))
+    return optax.chain(*clip, optax.masked(momentum, lambda params: trained_mask(params, config.backbone)))
+
+
+def descend(params: Tree, opt_state: Tree, learning_rate: jax.typing.ArrayLike) -> Tree:
+    """Parameters less the learning rate times the momentum that the optimizer's state holds; frozen ones as they were.
+
+    The momentum as it is stored, for so each of the two is updated in place, in one pass; from the momentum on its way
+    there XLA:CPU computes it twice and copies both first.
+    """
+
+    def step(momentum, value):
+        return value if isinstance(momentum, optax.MaskedNode) else value - learning_rate * momentum
+
+    momenta = optax.tree.get(opt_state, "trace")
+    return jax.tree.map(step, momenta, params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))

@@ -12,6 +12,7 @@ from tood_jax.compiling import compiler_options
 from tood_jax.config import Config
 from tood_jax.detectors.detector import Detector, normalize_images
 from tood_jax.detectors.losses import Losses, detection_losses, loss_parts
+from tood_jax.training.optimizer import descend
 from tood_jax.training.sharding import batch_shardings, over_batch, replicated, state_shardings
 from tood_jax.training.state import TrainState, Tree, state_shapes
 from tood_jax.types import Batch
@@ -87,23 +88,19 @@ def train_step(
     """
     aligned = state.step >= warmup_steps(config, steps_per_epoch)
     gradients, losses, batch_stats = _gradients(model, config, mesh, state, batch, aligned)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if config.optimizer.ema_decay is not None:
-        # The average follows faster at first, so that it forgets the random start.
-        decay = jnp.minimum(config.optimizer.ema_decay, (1 + state.step) / (10 + state.step))
-        ema = jax.tree.map(lambda old, new: old * decay + new * (1 - decay), ema, params)
-    updated = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
-
     grad_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(losses.total) & jnp.isfinite(grad_norm)
     if go is not None:
         finite &= go > 0
+    learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
+    updated = updated_state(
+        state, gradients, batch_stats, finite, learning_rate, optimizer, ema_decay=config.optimizer.ema_decay
+    )
+
     metrics = {
         "loss": losses.total,
         "grad_norm": grad_norm,
-        "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        "learning_rate": learning_rate,
         "finite": finite.astype(jnp.float32),
     }
     if config.learning.assigner == "task_aligned":
@@ -112,7 +109,33 @@ def train_step(
         levels = getattr(losses, part)
         metrics[f"loss_{part}"] = levels.sum()
         metrics |= {f"loss_{part}_P{i + 3}": levels[i] for i in range(5)}
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state), metrics
+    return updated, metrics
+
+
+def updated_state(
+    state: TrainState,
+    gradients: Tree,
+    batch_stats: Tree,
+    accepted: jax.Array,
+    learning_rate: jax.typing.ArrayLike,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float | None,
+) -> TrainState:
+    """The state after an update by `gradients`, or `state` itself where it isn't accepted ([] bool)."""
+
+    def accept(new: Tree, old: Tree) -> Tree:
+        return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, old)
+
+    _, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    opt_state = accept(opt_state, state.opt_state)
+    params = accept(descend(state.params, opt_state, learning_rate), state.params)
+    ema = state.ema
+    if ema_decay is not None:
+        # The average follows faster at first, so that it forgets the random start.
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema = accept(jax.tree.map(lambda old, new: old * decay + new * (1 - decay), ema, params), ema)
+    return TrainState(state.step + accepted, params, accept(batch_stats, state.batch_stats), opt_state, ema)
 
 
 def compile_train_step(

@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tood_jax.config import Config
 from tood_jax.detectors.detector import Detector, canvas_pyramid, detections, normalize_images
 from tood_jax.detectors.losses import detection_losses
 from tood_jax.detectors.targets import assign, batch_priors
 from tood_jax.torch_reference.comparison.sides import Forward, Found, Learnt, forward_maps
-from tood_jax.training.optimizer import make_optimizer
+from tood_jax.training.optimizer import descend, make_optimizer
 from tood_jax.types import Batch
 from tood_jax.weights.mapping import export_state_dict
 
@@ -26,9 +25,9 @@ class Ours:
     name = "tood_jax"
 
     def __init__(self, model: Detector, variables: Tree, config: Config, learning_rate: float):
-        self.model, self.config = model, config
+        self.model, self.config, self.learning_rate = model, config, learning_rate
         self.variables = _as_computed(variables)
-        self.optimizer = make_optimizer(config, optax.constant_schedule(learning_rate))
+        self.optimizer = make_optimizer(config)
 
     @cached_property
     def _step(self):
@@ -58,8 +57,8 @@ class Ours:
     @cached_property
     def _update(self):
         def update(params, state, gradients):
-            updates, state = self.optimizer.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state
+            _, state = self.optimizer.update(gradients, state, params)
+            return descend(params, state, self.learning_rate), state
 
         return jax.jit(update)
 
