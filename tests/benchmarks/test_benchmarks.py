@@ -13,9 +13,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import assigners, convolutions, deformable, floors, inference, nms, table1, train_step
-from benchmarks.common import R50, interleaved, print_table, random_batch, read_options, spread
+from benchmarks import (
+    assigners,
+    convolutions,
+    deformable,
+    floors,
+    inference,
+    nms,
+    rest,
+    table1,
+    train_step,
+    versus_torch,
+)
+from benchmarks.common import (
+    R50,
+    interleaved,
+    print_table,
+    random_batch,
+    read_options,
+    read_options_and_config,
+    spread,
+    with_config,
+)
 from benchmarks.products import products
+from benchmarks.task import make_task
 from tests.benchmarks.timings import check_timing
 from tests.tiny import IMAGE_SIDE, tiny_config
 from tood_jax.cli.options import load_config
@@ -226,13 +247,16 @@ def test_convolutions_beside_torch(measured, monkeypatch):
 
 @pytest.mark.torch
 def test_versus_torch(measured, capsys):
-    from benchmarks import versus_torch
-
     network = ("--backbone.width=8", "--backbone.width_per_group=8", "--neck.channels=16", "--head.channels=16")
     network += ("--head.num_convs=1", "--head.norm_groups=4")
     work = (*SIZE, "--objects=3", "--candidates=100", "--peers", "torch eager")
-    rows = measured(versus_torch, *network, *work)["results"]
-    assert [row["side"] for row in rows] == 7 * ["tood_jax", "torch eager"]
+    *rows, ours, peer = measured(versus_torch, *network, *work)["results"]
+    rest = rows[-2 * len(versus_torch.rest.ROWS) :]
+    for together, pieces in ((ours, rest[::2]), (peer, rest[1::2])):
+        assert together["row"] == versus_torch.TOGETHER
+        assert together["median_seconds"] == pytest.approx(sum(one["median_seconds"] for one in pieces))
+    assert peer["over_ours"] == pytest.approx(peer["median_seconds"] / ours["median_seconds"])
+    assert [row["side"] for row in rows] == 11 * ["tood_jax", "torch eager"]
     for ours, peer in zip(rows[::2], rows[1::2], strict=True):
         assert ours["row"] == peer["row"]
         for row in (ours, peer):
@@ -244,6 +268,18 @@ def test_versus_torch(measured, capsys):
     assert "torch eager" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="caffe must be among torch eager"):
         versus_torch.main(["--peers=caffe"])
+
+
+def test_the_rest_knows_every_norm_of_the_network():
+    argv = [*SIZE, "--backbone.width=8", "--neck.channels=16", "--head.channels=16", "--head.norm_groups=4"]
+    argv = with_config([*argv, "--head.num_convs=2", "--train.precision=bfloat16"])
+    args, config = read_options_and_config(versus_torch.Args, argv, "", "")
+    maps = rest.norm_maps(make_task(args, config))
+    of_head = [one for one in maps if one.kind == "group"]
+    assert len(of_head) == 4 * 5  # two of the tower, one a decomposition, in five levels
+    assert len(maps) - len(of_head) == 53
+    assert sum(not one.trained for one in maps) == 11  # the stem's and those of C2
+    assert all(one.values.dtype == one.cotangent.dtype == jnp.bfloat16 for one in maps)
 
 
 def test_floors(measured, capsys):
