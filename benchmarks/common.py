@@ -177,9 +177,15 @@ def _commit() -> str | None:
 
 # timing
 
+PAUSE, SHORT = 0.05, 1.0  # seconds, see `interleaved`
+
 
 def interleaved(cases: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:
     """Seconds of each case. A round runs every case once, so that a busy moment of the machine hits all of them.
+
+    Threads of a case, OpenMP's above all, wait for more work in a busy loop, which takes a core from whoever comes
+    next. So before each run there is a pause; and what takes less than SHORT runs untimed for as long as the pause, for
+    in it threads fell asleep and caches were lost.
 
     Args:
         cases: functions that start the work and return its arrays; they are waited for.
@@ -191,6 +197,10 @@ def interleaved(cases: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(1 + repeats):
         for name, run in cases.items():
+            time.sleep(PAUSE)
+            until = time.perf_counter() + PAUSE
+            while seconds[name] and seconds[name][0] < SHORT and time.perf_counter() < until:
+                jax.block_until_ready(run())
             start = time.perf_counter()
             jax.block_until_ready(run())
             seconds[name].append(time.perf_counter() - start)

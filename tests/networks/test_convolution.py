@@ -54,11 +54,12 @@ def test_platform_compiled_for_decides(size, outputs, on_cpus):
 @pytest.mark.parametrize(
     ("side", "channels", "dtype", "on_cpus"),
     [
-        (16, 64, jnp.float32, (1, 10)),  # the map's gradient one product, the kernel's nine
+        (16, 128, jnp.float32, (1, 10)),  # the map's gradient one product, the kernel's nine
+        (16, 64, jnp.float32, (0, 11)),  # few outputs: forward is a product, too
         (16, 63, jnp.float32, (2, 9)),  # too narrow
         (16, 64, jnp.bfloat16, (2, 9)),  # nine roundings
-        (68, 64, jnp.float32, (2, 9)),  # too large a map
-        (8, 64, jnp.float32, (2, 1)),  # so small a kernel and map that the kernel's gradient stays a convolution
+        (80, 64, jnp.float32, (2, 9)),  # too large a map
+        (8, 64, jnp.float32, (1, 2)),  # so small a kernel and map that the kernel's gradient stays a convolution
         (8, 256, jnp.float32, (1, 10)),
     ],
 )

@@ -9,6 +9,7 @@ it needn't be the one at hand.
 Maps are NHWC, kernels HWIO. Axes: B images · H, W the input's cells · h, w the output's · I, O channels.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -25,8 +26,9 @@ from tood_jax.mesh import height_is_split
 # compile than one convolution.
 MOST_TAPS, LEAST_CELLS, LEAST_PAIRS = 9, 512, 2**16
 # There a map's gradient is one product if there are at least so many channels on both sides, and if what each cell says
-# to each tap, which is held in one piece, is at most so many numbers: no more than caches hold.
-LEAST_CHANNELS, MOST_COLUMNS = 64, 5 * 2**20
+# to each tap, which is held in one piece, is at most so many numbers: no more than caches hold. So is a convolution of
+# at most so many outputs, for fewer than 128 take XLA:CPU as long as 128 do.
+LEAST_CHANNELS, MOST_COLUMNS, FEW_OUTPUTS = 64, 6 * 2**20, 96
 
 
 def conv(
@@ -83,6 +85,9 @@ def convolve(
     if _is_product(kernel, padding, groups):
         product = partial(_product, stride=stride, precision=precision)
         return lax.platform_dependent(x, kernel, cpu=product, default=native)
+    if stride == 1 and kernel.shape[-1] <= FEW_OUTPUTS and _suits_columns(kernel, x, groups, kernel.shape[-1]):
+        spread = partial(_by_spreading, padding=padding, precision=precision)
+        return lax.platform_dependent(x, kernel, cpu=spread, default=native)
     if _is_stem(x, kernel, stride, padding) and not height_is_split():
         return lax.platform_dependent(x, kernel, tpu=partial(by_depth, precision=precision), default=native)
     return native(x, kernel)
@@ -107,7 +112,7 @@ def _backward(stride, padding, groups, precision, residuals, cotangent):
     on_cpu_of_x, on_cpu_of_kernel = gradient_of_x, gradient_of_kernel
     if _is_product(kernel, padding, groups):
         on_cpu_of_x = to_x(partial(_product, stride=stride, precision=precision))
-    elif _suits_columns(kernel, cotangent, groups):
+    elif _suits_columns(kernel, cotangent, groups, kernel.shape[2]):
         on_cpu_of_x = partial(_map_gradient_by_columns, stride=stride, padding=padding, precision=precision)
     if _suits_taps(kernel, cotangent, groups):
         how = {"stride": stride, "padding": padding, "groups": groups, "precision": precision}
@@ -140,9 +145,11 @@ def _suits_taps(kernel, cotangent, groups: int) -> bool:
     return rows * columns == 1 or (rows * columns <= MOST_TAPS and (is_large or groups > 1))
 
 
-def _suits_columns(kernel, cotangent, groups: int) -> bool:
+def _suits_columns(kernel, cells, groups: int, channels: int) -> bool:
+    """Can one product with so many channels a tap be had of these cells, and is it quicker?"""
     rows, columns, inputs, outputs = kernel.shape
-    is_small = rows * columns <= MOST_TAPS and cotangent.size // outputs * rows * columns * inputs <= MOST_COLUMNS
+    taps, count = rows * columns, cells.size // cells.shape[-1]
+    is_small = taps <= MOST_TAPS and count * taps * channels <= MOST_COLUMNS
     return is_small and groups == 1 and min(inputs, outputs) >= LEAST_CHANNELS and kernel.dtype == jnp.float32
 
 
@@ -180,6 +187,14 @@ def _product(x, kernel, *, stride, precision):
     return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0], precision=precision)
 
 
+def _by_spreading(x, kernel, *, padding, precision):
+    """A convolution of stride 1 as one product of what each cell says to the taps' outputs, summed where they meet."""
+    said = lax.dot_general(x, kernel, (((3,), (2,)), ((), ())), precision=precision)  # [B, H, W, kh, kw, O]
+    last = len(kernel) - 1
+    shape = tuple(length + 2 * padding - last for length in x.shape[1:3])
+    return _meet(said, lambda tap: padding - tap, shape)
+
+
 def _map_gradient_by_columns(x, kernel, cotangent, *, stride, padding, precision):
     """One product of what each cell says to each tap of the kernel, summed where the taps meet (col2im).
 
@@ -189,17 +204,26 @@ def _map_gradient_by_columns(x, kernel, cotangent, *, stride, padding, precision
     rows = kernel.reshape(-1, kernel.shape[-1])  # in one row of places, or XLA:CPU copies it
     said = lax.dot_general(cotangent, rows, (((3,), (1,)), ((), ())), precision=precision)
     said = said.reshape(*cotangent.shape[:3], *kernel.shape[:3])  # [B, h, w, kh, kw, I]
+    return _meet(said, lambda tap: tap - padding, x.shape[1:3], stride)
+
+
+def _meet(
+    said: Float[Array, "b h w kh kw n"], place: Callable[[int], int], shape: tuple[int, ...], stride: int = 1
+) -> Float[Array, "b hh ww n"]:
+    """What the cells say to their taps, summed on a map of this height and width.
+
+    What cell i says to a tap lies at cell `stride` · i + place(tap) of the map, down and across alike.
+    """
     zero = jnp.zeros((), said.dtype)
 
-    def placed(at: int, cells: int, size: int) -> tuple[int, int, int]:
-        """The padding that puts cells, `stride` apart, where a tap sees them in a row of so many."""
-        before = at - padding
+    def around(tap: int, cells: int, size: int) -> tuple[int, int, int]:
+        """The padding that puts a row of so many cells there, in one of that size."""
+        before = place(tap)
         return before, size - before - stride * (cells - 1) - 1, stride - 1
 
-    total = jnp.zeros(x.shape, said.dtype)
-    for row, column in np.ndindex(kernel.shape[:2]):
-        down = placed(row, cotangent.shape[1], x.shape[1])
-        across = placed(column, cotangent.shape[2], x.shape[2])
+    total = jnp.zeros((len(said), *shape, said.shape[-1]), said.dtype)
+    for row, column in np.ndindex(said.shape[3:5]):
+        down, across = around(row, said.shape[1], shape[0]), around(column, said.shape[2], shape[1])
         total += lax.pad(said[:, :, :, row, column], zero, ((0, 0, 0), down, across, (0, 0, 0)))
     return total
 
