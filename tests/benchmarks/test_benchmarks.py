@@ -351,12 +351,23 @@ def test_different_boxes_end_with_an_error(monkeypatch, measured):
         measured(nms, "--candidates", "50", "--detections=5")
 
 
-def test_rounds_are_interleaved_and_the_first_told_apart():
+def test_rounds_are_interleaved_and_the_first_told_apart(monkeypatch):
+    monkeypatch.setattr("benchmarks.common.SHORT", 0.0)  # what takes longer runs as often as it is timed
     calls: list[str] = []
     found = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
     assert calls == ["a", "b"] * 3
     assert len(found["a"]["all_seconds"]) == 2
     assert found["a"]["first_seconds"] > 0
+
+
+def test_short_work_is_warm_when_it_is_timed(monkeypatch):
+    monkeypatch.setattr("benchmarks.common.PAUSE", 0.01)
+    calls: list[str] = []
+    found = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
+    assert len(found["a"]["all_seconds"]) == 2
+    turns = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]
+    assert turns == ["a", "b"] * 3
+    assert len(calls) > 100
 
 
 def test_spread():
