@@ -1,10 +1,10 @@
 """Convolutions with the gradients that are quick on each platform, and the layer made of them.
 
 XLA:CPU forms the gradient of a kernel slowly: 3 to 40 times slower than a matrix product does, and a grouped one's 400
-times. So on CPUs gradients of kernels are one product a tap, and 1×1 convolutions are products altogether
-(`python -m benchmarks.convolutions`). GPUs and TPUs keep the native convolutions, but for the stem on TPUs, which sees
-2×2 pixels as one of more channels (`python -m benchmarks.alternatives`). The platform that is compiled for decides, for
-it needn't be the one at hand.
+times. So on CPUs gradients of kernels are one product a tap, 1×1 convolutions products altogether, and gradients of
+small maps and convolutions of few outputs one product, summed where taps meet (`python -m benchmarks.convolutions`).
+GPUs and TPUs keep the native convolutions, but for the stem on TPUs, which sees 2×2 pixels as one of more channels
+(`python -m benchmarks.alternatives`). The platform that is compiled for decides, for it needn't be the one at hand.
 
 Maps are NHWC, kernels HWIO. Axes: B images · H, W the input's cells · h, w the output's · I, O channels.
 """
