@@ -5,6 +5,7 @@ Units: seconds, bytes and floating-point operations, unless a name says otherwis
 """
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -243,6 +244,12 @@ def compile_program(function: Any, *arguments: Any) -> Program:
     cost = compiled.cost_analysis() or {}
     about |= {"flops": cost.get("flops"), "bytes_accessed": cost.get("bytes accessed")}
     return Program(compiled, {**about, "memory": _program_memory(compiled.memory_analysis())})
+
+
+def compiled_run(function: Any, *arguments: Any) -> tuple[Callable[[], Any], Program]:
+    """A jitted function, compiled for these arguments, as one without any; and its program."""
+    program = compile_program(function, *arguments)
+    return functools.partial(program.run, *arguments), program
 
 
 def compiled_work(program: Program) -> Row:

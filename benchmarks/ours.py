@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import rest
-from benchmarks.common import Program, compile_program, mesh_of
+from benchmarks.common import Program, compiled_run, mesh_of
 from benchmarks.task import ATSS, TASK_ALIGNED, Run, Task, ToAssign
 from benchmarks.train_step import compile_step, standing_still
 from tood_jax.assigners.atss import assign_atss_batch
@@ -50,7 +50,7 @@ def _training(task: Task) -> Made:
 def _inference(task: Task) -> Made:
     mesh = mesh_of(1)
     step = compile_detect_step(build_model(task.config, task.classes), task.config, mesh)
-    return _of(step, *jax.device_put(_params_and_stats(task), replicated(mesh)), put_batch(task.batch, mesh))
+    return compiled_run(step, *jax.device_put(_params_and_stats(task), replicated(mesh)), put_batch(task.batch, mesh))
 
 
 def assigners(given: ToAssign, learning: LearningConfig) -> dict[str, tuple[Callable, tuple]]:
@@ -68,13 +68,13 @@ def assigners(given: ToAssign, learning: LearningConfig) -> dict[str, tuple[Call
 
 def _assigner(task: Task, row: str) -> Made:
     assign, arguments = assigners(task.to_assign, task.config.learning)[row]
-    return _of(jax.jit(assign), *jax.device_put(arguments))
+    return compiled_run(jax.jit(assign), *jax.device_put(arguments))
 
 
 def _nms(task: Task) -> Made:
     options = task.config.detect
     function = functools.partial(nms, iou_threshold=options.nms_iou, max_detections=options.max_detections)
-    return _of(jax.jit(function), *jax.device_put(task.candidates))
+    return compiled_run(jax.jit(function), *jax.device_put(task.candidates))
 
 
 def _deformable(task: Task, *, gradient: bool) -> Made:
@@ -83,12 +83,7 @@ def _deformable(task: Task, *, gradient: bool) -> Made:
         return back(jnp.ones_like(out))
 
     arrays = jax.device_put((task.map, task.offsets, task.mask, task.kernel))
-    return _of(jax.jit(both if gradient else deformable_conv), *arrays)
-
-
-def _of(function: Any, *arguments: Any) -> Made:
-    program = compile_program(function, *arguments)
-    return functools.partial(program.run, *arguments), program
+    return compiled_run(jax.jit(both if gradient else deformable_conv), *arrays)
 
 
 def _params_and_stats(task: Task) -> tuple[Any, Any]:

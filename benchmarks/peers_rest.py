@@ -1,6 +1,7 @@
 """PyTorch's side of rest.py. Imports torch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def runs(task: Task, wait: Run) -> dict[str, Callable[[], Run]]:
         run = make(task)
         return lambda: (run(), wait())
 
-    return {row: lambda make=make: waited_for(make) for row, make in made.items()}  # type: ignore[misc]
+    return {row: partial(waited_for, make) for row, make in made.items()}
 
 
 def _norms(task: Task) -> Run:

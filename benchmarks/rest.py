@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.common import Program, compile_program, random_predictions
+from benchmarks.common import Program, compile_program, compiled_run, random_predictions
 from benchmarks.task import Run, Task
 from tood_jax.build import build_model
 from tood_jax.detectors.detector import canvas_pyramid
@@ -124,14 +124,14 @@ def _norms(task: Task) -> tuple[Run, Program]:
         out, back = jax.vjp(lambda *given: forward(trained, *given), values, affine)
         return out, back(cotangents), forward(frozen, frozen_values, frozen_affine)
 
-    return _made(
-        jax.jit(run),
+    arguments = (
         [one.values for one in trained],
         [parameters(one) for one in trained],
         [one.cotangent for one in trained],
         [one.values for one in frozen],
         [parameters(one) for one in frozen],
     )
+    return compiled_run(jax.jit(run), *jax.device_put(arguments))
 
 
 def _alignment(task: Task) -> tuple[Run, Program]:
@@ -142,7 +142,7 @@ def _alignment(task: Task) -> tuple[Run, Program]:
         out, back = jax.vjp(forward, levels)
         return out, back(out)
 
-    return _made(jax.jit(run), [tuple(level) for level in level_maps(task)])
+    return compiled_run(jax.jit(run), jax.device_put([tuple(level) for level in level_maps(task)]))
 
 
 def _losses(task: Task) -> tuple[Run, Program]:
@@ -150,7 +150,8 @@ def _losses(task: Task) -> tuple[Run, Program]:
         return detection_losses(Predictions(scores, boxes), batch, True, task.config).total
 
     pred = head_says(task)
-    return _made(jax.jit(jax.value_and_grad(total, argnums=(0, 1))), pred.scores, pred.boxes, task.batch)
+    arguments = jax.device_put((pred.scores, pred.boxes, task.batch))
+    return compiled_run(jax.jit(jax.value_and_grad(total, argnums=(0, 1))), *arguments)
 
 
 def _optimizer(task: Task) -> tuple[Run, Program]:
@@ -171,9 +172,3 @@ def _optimizer(task: Task) -> tuple[Run, Program]:
         return state
 
     return run, program
-
-
-def _made(function: Any, *arguments: Any) -> tuple[Run, Program]:
-    placed = jax.device_put(arguments)
-    program = compile_program(function, *placed)
-    return lambda: program.run(*placed), program
