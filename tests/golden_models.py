@@ -157,24 +157,30 @@ class GoldenModel:
 
     @cached_property
     def forward(self):
-        """(predictions, C2–C5, P3–P7, the pre-activations of the ReLU accidents' layers a level), and detections."""
-        accidents = RELU_ACCIDENTS.get(self.name, ())
-        names = ("backbone", "neck", *(accident.layer[-1] for accident in accidents))
+        """(predictions, C2–C5, P3–P7, what `before_relu` wants, detections)."""
+        names = ("backbone", "neck", *(accident.layer[-1] for accident in RELU_ACCIDENTS.get(self.name, ())))
 
         @partial(jax.jit, compiler_options=AS_USERS)
         def run(variables, images):
             pred, state = self.model.apply(
                 variables,
                 images,
-                capture_intermediates=lambda module, _: module.name in names,
+                capture_intermediates=lambda module, method: module.name in names or method == "interactive_features",
                 mutable=["intermediates"],
             )
             state = state["intermediates"]
             c, p = state["backbone"]["__call__"][0], state["neck"]["__call__"][0]
-            before_relu = [reduce(operator.getitem, (*accident.layer, "__call__"), state) for accident in accidents]
-            return pred, c, p, before_relu, detections(pred, self.batch, self.config)
+            return pred, c, p, state.get("head"), detections(pred, self.batch, self.config)
 
         return jax.device_get(run(self.variables, self.images))
+
+    def before_relu(self, accident: ReluAccident):
+        """The pre-activations of an accident's layer, a level."""
+        _, *layer = accident.layer
+        if layer[-1] == "cls_alignment_0":  # is part of a product, not called
+            own = reduce(operator.getitem, accident.layer, self.variables["params"])
+            return [x @ own["kernel"][0, 0] + own["bias"] for x in self.forward[3]["interactive_features"]]
+        return reduce(operator.getitem, (*layer, "__call__"), self.forward[3])
 
     @cached_property
     def value_and_grad(self):

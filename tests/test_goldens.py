@@ -101,23 +101,25 @@ def test_gradients(golden, phase):
 
 _TRAJECTORY_LIMITS = {  # phase → step, counted from 1 → largest relative deviation of the two losses
     "atss": {1: 1e-3, 2: 1e-3, 3: 1e-3, 10: 0.05},
-    "tal": {1: 1e-3, 2: 1e-3, 3: 1e-3, 4: 0.03, 5: 0.2, 10: 0.5},
+    "tal": {1: 1e-3, 2: 1e-3, 3: 5e-3, 4: 0.03, 5: 0.2, 10: 0.5},
 }
 
 
 @pytest.mark.parametrize("phase", ["atss", "tal"])
 @pytest.mark.parametrize("golden", _GOLDENS, indirect=True)
 def test_trajectory(golden, phase):
-    """Ten SGD steps. The assignment is discrete, so rounding grows from step to step: the first three are held to 1e-3.
+    """Ten SGD steps. The assignment is discrete, so rounding grows from step to step: the first two are held to 1e-3.
 
-    The tenth of the warm-up is held to 5 %. In the task-aligned phase a difference grows about threefold a step, and
-    our own runs in float32 and float64 are 20 % apart at the tenth (docs/numerics.md), as are two processors: the
-    fourth step is held to 3 %, the fifth to 20 % (12 % off where rounding puts another cell on the other side at the
-    third), and the tenth to a half, which only says that training goes the same way.
+    So is the third of the warm-up; of the other phase it is held to 5e-3, for rounding decides ReLUs at zero of the
+    second, as in RELU_ACCIDENTS (2.4e-3 seen). The tenth of the warm-up is held to 5 %. In the task-aligned phase a
+    difference grows about threefold a step, and our own runs in float32 and float64 are 20 % apart at the tenth
+    (docs/numerics.md), as are two processors: the fourth step is held to 3 %, the fifth to 20 % (12 % off where
+    rounding puts another cell on the other side at the third), and the tenth to a half, which only says that training
+    goes the same way.
     """
     rows, params = golden.trajectory(phase, 10)
     for step, limit in _TRAJECTORY_LIMITS[phase].items():
-        what = f"{phase}_{'steps_1-3' if step <= 3 else f'step_{step}'}"
+        what = f"{phase}_{'steps_1-2' if step <= 2 else f'step_{step}'}"
         golden.compare(what, rows[step - 1] / golden.numbers[f"traj_{phase}"][step - 1], [1, 1], limit)
     start = golden.nudged_params(phase)
     for trained, before, after in zip(
@@ -146,7 +148,7 @@ def test_atss_has_a_tie_where_it_is_nudged():
 
 @pytest.mark.parametrize("golden", [R50, FCOS, pytest.param(X101, marks=pytest.mark.slow)], indirect=True)
 def test_a_relu_is_at_zero_where_it_is_nudged(golden):
-    for accident, levels in zip(RELU_ACCIDENTS[golden.name], golden.forward[3], strict=True):
-        before = levels[accident.level]
+    for accident in RELU_ACCIDENTS[golden.name]:
+        before = golden.before_relu(accident)[accident.level]
         assert abs(before[(*accident.cell, accident.channel)]) < 2e-5
         assert np.abs(before).max() > 3

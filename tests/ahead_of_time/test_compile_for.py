@@ -3,18 +3,19 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from benchmarks import memory, pods
 from tests.tiny import tiny_config
-from tood_jax.ahead_of_time.chips import CHIPS, Chip
+from tood_jax.ahead_of_time.chips import CHIPS, Chip, chip_of, devices_of
 from tood_jax.ahead_of_time.programs import lower_train_step, platform_of
 from tood_jax.ahead_of_time.report import collectives_of
 from tood_jax.build import build_model
 from tood_jax.cli import compile_for
-from tood_jax.config import BackboneConfig, save_config
+from tood_jax.config import BackboneConfig, ConfigError, save_config
 from tood_jax.config_rules import check
 from tood_jax.training.optimizer import make_optimizer, trained_mask
 from tood_jax.training.sharding import make_mesh
@@ -78,7 +79,8 @@ def test_the_report(config, tmp_path, capsys):
 
 @pytest.mark.parametrize(("topology", "complaint"), [
     ("v5e", "must be here, or a kind and a shape such as v5e:16x16"),
-    ("h100:8", "the kinds are v4, v5e, v5p, v6e, tpu7x"),
+    ("b17:8", "the kinds are v4, v5e, v6e, v5p, tpu7x, a100, h100, h200"),
+    ("h200:many", "must say how many GPUs, h200:8, or hosts and GPUs a host, h200:4x8"),
     ("v5e:two", "--topology=v5e:two"),
 ])  # fmt: skip
 def test_a_slice_that_does_not_exist_is_one_sentence(config, topology, complaint, capsys):
@@ -98,10 +100,41 @@ def test_chips_are_plausible():
         assert 100 < chip.bfloat16 / chip.bandwidth < 700  # FLOP a byte
 
 
+@pytest.mark.parametrize(("kind", "name"), [
+    ("TPU v5 lite", "TPU v5e"), ("TPU v5", "TPU v5p"), ("TPU v6 lite", "TPU v6e"), ("NVIDIA H200", "NVIDIA H200"),
+    ("NVIDIA H100 80GB HBM3", "NVIDIA H100"), ("NVIDIA A100-SXM4-80GB", "NVIDIA A100"), ("cpu", None),
+])  # fmt: skip
+def test_a_device_is_known_by_its_kind(kind, name):
+    chip = chip_of(SimpleNamespace(device_kind=kind))
+    assert (chip and chip.name) == name
+
+
+def test_gpus_are_described_to_the_compiler(monkeypatch):
+    """The compiler itself, 300 MB of it, is tried by `python -m benchmarks.pods --compile h200-1`, not here."""
+    asked = {}
+
+    def described(**given):
+        asked.update(given)
+        return SimpleNamespace(devices=["a device"])
+
+    monkeypatch.setattr("tood_jax.ahead_of_time.chips.topologies.get_topology_desc", described)
+    assert devices_of("h200:8") == (["a device"], CHIPS["h200"])
+    assert (asked["platform"], asked["topology"]) == ("cuda", "1x1x8")
+    assert f"memory_bandwidth: {CHIPS['h200'].bandwidth}" in asked["target_config"]
+    devices_of("a100:4x2")
+    assert asked["topology"] == "1x4x2"
+    assert "{ major: 8 minor: 0 }" in asked["target_config"]
+
+
+def test_gpus_without_their_compiler_are_one_sentence():
+    with pytest.raises(ConfigError, match=r"--topology=h100:8 can't be described .*: install the GPU compiler \(pip"):
+        devices_of("h100:8")
+
+
 def test_what_the_compiler_takes_may_still_not_fit(config, monkeypatch, capsys):
     """libtpu has compiled a step of 33.9 GiB for chips of 32 without a word."""
     _, root = config
-    small = Chip("small", memory=1e4, bfloat16=1e12, bandwidth=1e9)
+    small = Chip("small", "cpu", memory=1e4, bfloat16=1e12, bandwidth=1e9)
     monkeypatch.setattr(compile_for, "devices_of", lambda topology: (jax.devices(), small))
     with pytest.raises(SystemExit) as ended:
         compile_for.main(["--config", str(root / "tiny.json"), "--num_classes=4", "--program=evaluate"])

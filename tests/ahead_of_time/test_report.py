@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from tood_jax.ahead_of_time.hlo_text import array_bytes
+from tood_jax.ahead_of_time.operations import product_flops
 from tood_jax.ahead_of_time.report import Collective, collectives_of, memory_of, summed
-from tood_jax.ahead_of_time.traffic import estimated_cycles, hbm_bytes
+from tood_jax.ahead_of_time.traffic import estimated_cycles, hbm_bytes, launches
 from tood_jax.training.sharding import make_mesh
 
 
@@ -92,6 +93,24 @@ PROGRAM = """HloModule jit_step
   ROOT %put = f32[10,4]{1,0} dynamic-update-slice(%p2, %p3, %zero, %zero)
 }
 
+%adding (p0: f32[10,4], p1: f32[10,4]) -> f32[2,4] {
+  %p4 = f32[10,4]{1,0} parameter(0)
+  %p5 = f32[10,4]{1,0} parameter(1)
+  %added = f32[10,4]{1,0} add(%p4, %p5)
+  ROOT %two = f32[2,4]{1,0} slice(%added), slice={[0:2], [0:4]}
+}
+
+%passing (p0: f32[10,4]) -> f32[10,4] {
+  %p6 = f32[10,4]{1,0} parameter(0)
+  ROOT %same = f32[10,4]{1,0} bitcast(%p6)
+}
+
+%multiplying (p0: f32[10,4]) -> f32[4,4] {
+  %p7 = f32[10,4]{1,0} parameter(0)
+  %inner = f32[10,4]{1,0} fusion(%p7), kind=kLoop, calls=%passing
+  ROOT %product = f32[4,4]{1,0} dot(%inner, %p7), lhs_contracting_dims={0}, rhs_contracting_dims={0}
+}
+
 %body (state: (s32[], f32[10,4])) -> (s32[], f32[10,4]) {
   %state = (s32[], f32[10,4]{1,0}) parameter(0)
   %map = f32[10,4]{1,0} get-tuple-element(%state), index=1
@@ -122,6 +141,9 @@ ENTRY %main (a: f32[10,4], b: f32[4]) -> f32[10,4] {
     ("%s = (f32[10,4]{1,0}, f32[10,4]{1,0}, u32[]{:S(2)}) copy-start(%a)", 320),
     ("%f = f32[1,4]{1,0} fusion(%a, %b), kind=kLoop, calls=%slicing", 16 + 16 + 16),
     ("%y = f32[1,4]{1,0} broadcast(%b)\n  %f = f32[10,4]{1,0} fusion(%a, %y), kind=kLoop, calls=%writing", 32 + 32),
+    ("%f = f32[2,4]{1,0} fusion(%a, %a), kind=kLoop, calls=%adding", 32 + 2 * 32),  # of a sum, what is sliced of it
+    ("%f = f32[10,4]{1,0} fusion(%a), kind=kLoop, calls=%passing", 160 + 160),
+    ("%f = f32[4,4]{1,0} fusion(%a), kind=kOutput, calls=%multiplying", 64 + 160),  # through a fusion in the fusion
     ('%c = f32[10,4]{1,0} custom-call(%a), custom_call_target="ConcatBitcast"', 0),
     ("%t = (s32[], f32[10,4]{1,0}) tuple(%a)\n  %w = (s32[], f32[10,4]{1,0}) while(%t), condition=%condition, "
      "body=%body", 3 * (160 + 160)),
@@ -141,6 +163,44 @@ def test_cycles_are_the_compilers_a_loops_as_often_as_it_runs():
     program = PROGRAM.replace("add(%map, %map)", f"add(%map, %map), {noted(5)}")
     assert estimated_cycles(program.replace("LINES", lines)) == 7 + 3 * 5
     assert estimated_cycles(PROGRAM.replace("LINES", "%x = f32[4]{0} negate(%b)")) == 0
+
+
+def test_kernels_a_loops_as_often_as_it_runs():
+    lines = (
+        "%x = f32[10,4]{1,0} multiply(%a, %a)\n  %t = (s32[], f32[10,4]{1,0}) tuple(%x)\n"
+        "  %w = (s32[], f32[10,4]{1,0}) while(%t), condition=%condition, body=%body"
+    )
+    assert launches(PROGRAM.replace("LINES", lines)) == 1 + 3
+
+
+CUDNN = 'custom-call({}), window={{size=3x3}}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$conv{}"'
+
+
+@pytest.mark.parametrize(("line", "multiply_adds"), [
+    ("%d = f32[5,4]{1,0} dot(%m, %n), lhs_contracting_dims={1,2}, rhs_contracting_dims={0,1}", 5 * 4 * 6),
+    ("%c = (bf16[1,8,9,16]{3,2,1,0}, u8[0]{0}) " + CUDNN.format("%x, %k, %b", "BiasActivationForward"),
+     8 * 9 * 16 * 9 * 32),
+    ("%c = (bf16[1,8,9,32]{3,2,1,0}, u8[0]{0}) " + CUDNN.format("%y, %k", "BackwardInput"), 8 * 9 * 16 * 9 * 32),
+    ("%c = (bf16[16,3,3,32]{3,2,1,0}, u8[0]{0}) " + CUDNN.format("%x, %y", "BackwardFilter"), 8 * 9 * 16 * 9 * 32),
+    ("%c = bf16[1,8,9,16]{3,2,1,0} convolution(%x, %h), window={size=3x3}, dim_labels=b01f_01io->b01f",
+     8 * 9 * 16 * 9 * 32),
+    ("%c = bf16[1,8,9,32]{3,2,1,0} custom-call(%x), custom_call_target=\"TopK\"", 0),
+])  # fmt: skip
+def test_operations_of_products(line, multiply_adds):
+    text = f"""HloModule m
+
+ENTRY %main () -> f32[] {{
+  %m = f32[5,2,3]{{2,1,0}} parameter(0)
+  %n = f32[2,3,4]{{2,1,0}} parameter(1)
+  %x = bf16[1,8,9,32]{{3,2,1,0}} parameter(2)
+  %k = bf16[16,3,3,32]{{3,2,1,0}} parameter(3)
+  %h = bf16[3,3,32,16]{{3,2,1,0}} parameter(4)
+  %y = bf16[1,8,9,16]{{3,2,1,0}} parameter(5)
+  %b = bf16[16]{{0}} parameter(6)
+  {line}
+}}
+"""
+    assert product_flops(text) == 2 * multiply_adds
 
 
 def test_traffic_of_a_real_program():

@@ -1,11 +1,14 @@
 """T-head: decoding of both anchor types, the inside-out fallback, layer attention, compute types."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tood_jax.geometry.coding import BoxCoding
+from tood_jax.networks.reductions import Reduced, product, reduce_features
 from tood_jax.networks.t_head import THead, weighed
 
 OPTIONS = {"num_classes": 3, "channels": 16, "num_convs": 2, "norm_groups": 4}
@@ -120,3 +123,31 @@ def test_weighed_kernels_have_the_gradients_of_plain_broadcasting(platform):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
     traced = gradients(weighed).trace(weights, kernels, cotangent)
     assert ("dot_general" in traced.lower(lowering_platforms=(platform,)).as_text()) == (platform == "cpu")
+
+
+def test_the_product_of_each_image_has_einsums_gradients():
+    x, kernels, cotangent = (
+        jnp.asarray(RNG.standard_normal(s), jnp.float32) for s in ((2, 3, 4, 5), (2, 5, 6), (2, 3, 4, 6))
+    )
+    out, pull_back = jax.vjp(product, x, kernels)
+    expected, pull_back_plain = jax.vjp(lambda x, k: jnp.einsum("bhwi,bio->bhwo", x, k), x, kernels)
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+    for ours, plain in zip(pull_back(cotangent), pull_back_plain(cotangent), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("alignment", [True, False])
+def test_one_product_gives_what_each_reduction_gives(alignment):
+    """The same map by the weighed kernels in one product, and as small maps have it, by the weighed features."""
+    head = THead(**OPTIONS, alignment=alignment)
+    variables = jax.jit(head.init)(jax.random.key(1), LEVELS)
+    features = jnp.asarray(RNG.standard_normal((2, 8, 9, 32)), jnp.float32)
+
+    def apart(head, features):
+        pooled = features.mean(axis=(1, 2), keepdims=True)
+        both = (one.reduced(features, pooled) for one in (head.cls_decomposition, head.reg_decomposition))
+        return Reduced(*both, head.align.hidden(features))
+
+    together, each = (jax.jit(partial(head.apply, method=how))(variables, features) for how in (reduce_features, apart))
+    assert (each.hidden is not None) == alignment
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), together, each)

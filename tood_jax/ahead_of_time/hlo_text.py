@@ -54,6 +54,12 @@ def array_bytes(shape: str, *, only_hbm: bool = False) -> list[int]:
     return sizes
 
 
+def lengths(shape: str) -> list[int]:
+    """Of the first array in an HLO shape."""
+    found = ARRAY.search(shape)
+    return [int(length) for length in found[2].split(",") if length] if found else []
+
+
 def read_program(text: str) -> Program:
     """The instructions of `compiled.as_text()`."""
     entry, current = "", None

@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tood_jax.ahead_of_time.hlo_text import array_bytes
-from tood_jax.ahead_of_time.traffic import estimated_cycles, hbm_bytes
+from tood_jax.ahead_of_time.operations import product_flops
+from tood_jax.ahead_of_time.traffic import estimated_cycles, hbm_bytes, launches
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|ragged-all-to-all"
 _COLLECTIVE = re.compile(rf"= (?P<shape>.*?) (?P<kind>{_KINDS})(?P<start>-start)?\(")
@@ -44,10 +45,11 @@ class Collective(NamedTuple):
 class Work(NamedTuple):
     """Of one device and one execution."""
 
-    flops: float  # the compiler's count
-    bytes_accessed: float  # the compiler's count, far too high where arrays are prefetched by slices
+    flops: float  # the compiler's count, or `operations.product_flops` where it has none
+    bytes_accessed: float | None  # the compiler's count, if any, far too high where arrays are prefetched by slices
     hbm_bytes: float  # ours, `traffic.hbm_bytes`
     cycles: float  # the compiler's estimates summed, `traffic.estimated_cycles`
+    kernels: int  # `traffic.launches`
 
 
 def memory_of(compiled: Any) -> Memory:
@@ -64,10 +66,11 @@ def memory_of(compiled: Any) -> Memory:
 
 def work_of(compiled: Any) -> Work:
     """The compiler's own counts, and ours of the traffic."""
-    found = compiled.cost_analysis()
-    flops, accessed = (float(found.get(name, math.nan)) for name in ("flops", "bytes accessed"))
+    found = compiled.cost_analysis() or {}  # none for a GPU that isn't here
     text = compiled.as_text()
-    return Work(flops, accessed, float(hbm_bytes(text)), float(estimated_cycles(text)))
+    flops = float(found["flops"]) if "flops" in found else product_flops(text)
+    accessed = float(found["bytes accessed"]) if "bytes accessed" in found else None
+    return Work(flops, accessed, float(hbm_bytes(text)), float(estimated_cycles(text)), launches(text))
 
 
 def collectives_of(text: str, mesh: Mesh) -> list[Collective]:

@@ -1,4 +1,4 @@
-"""Bytes that a compiled TPU program moves to and from HBM, and cycles that it takes, counted in its text.
+"""Bytes that a compiled TPU or GPU program moves to and from HBM, and cycles or kernels, counted in its text.
 
 The compiler's own "bytes accessed" counts a prefetch of a slice as if it read the whole array, and arrays in fast
 memory as if they lay in HBM: with a few thousand prefetches that is six times too much. Here every instruction counts
@@ -6,11 +6,12 @@ its operands and its result once where they lie in HBM, a slice what it takes, a
 body as often as it runs, where its condition compares with a number (else once).
 """
 
+import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
-from tood_jax.ahead_of_time.hlo_text import ARRAY, Instruction, Program, array_bytes, read_program
+from tood_jax.ahead_of_time.hlo_text import ARRAY, Instruction, Program, array_bytes, lengths, read_program
 
 _FREE = {  # move nothing themselves
     *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "opt-barrier"),
@@ -20,6 +21,14 @@ _NO_DATA = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
 _CALLS = re.compile(r"(?:body|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TAKE = ("slice", "dynamic-slice", "gather")
+_MIXING = (
+    "scatter",
+    "convolution",
+    "dot",
+    "sort",
+    "reduce-window",
+    "reverse",
+)  # of as many numbers, but not one by one
 
 
 def hbm_bytes(text: str) -> int:
@@ -46,6 +55,11 @@ def estimated_cycles(text: str) -> int:
     To compare two programs, not to foretell a time. 0 where the compiler notes none, as those of CPUs and GPUs.
     """
     return sum(_by_operation(text, _cycles).values())
+
+
+def launches(text: str) -> int:
+    """Instructions that do something, of one execution: on a GPU the kernels that are launched."""
+    return sum(_by_operation(text, lambda one, _: one.kind not in _FREE).values())
 
 
 def _by_operation(text: str, measure: Callable[[Instruction, Program], int]) -> Counter[str]:
@@ -113,37 +127,37 @@ def _fusion_moves(one: Instruction, body: list[Instruction], program: Program) -
     for shape, name in zip(shapes, results, strict=False):
         if "S(" not in shape:
             total += sum(array_bytes(update_of(name) or shape))
+    shares = _shares_of_operands(body, program)
     for place, operand in enumerate(one.operands):
         shape = program.shapes.get(operand, "")
         if "S(" not in shape:
-            total += _taken(place, shape, body, program)
+            total += round(shares.get(place, 1) * sum(array_bytes(shape)))
     return total
 
 
-def _taken(place: int, shape: str, body: list[Instruction], program: Program) -> int:
-    """Bytes that a fusion's body reads of its operand at this place: the slices, if it does nothing else with it."""
-    whole = sum(array_bytes(shape))
-    parameter = next((inner for inner in body if f"parameter({place})" in inner.line), None)
-    if parameter is None:
-        return whole
+def _shares_of_operands(body: list[Instruction], program: Program) -> dict[int, float]:
+    """The share of each operand that a fusion with this body reads, 0–1: of one that is sliced, the slices.
 
-    def by(name: str) -> int:
-        total = 0
-        for use in body:
-            if name not in use.operands:
-                continue
-            first = use.operands[0] == name
-            if use.kind in _TAKE and first:
-                total += sum(array_bytes(use.shape))
-            elif use.kind == "bitcast":
-                total += by(use.name)
-            elif use.kind == "fusion":
-                total += _taken(use.operands.index(name), shape, program.body(use), program)
-            elif not (use.kind == "dynamic-update-slice" and first):
-                total += whole
-        return total
-
-    return min(whole, by(parameter.name))
+    Also where the slice is taken of what was computed from it number by number, for then no more is computed.
+    """
+    needed: defaultdict[str, float] = defaultdict(float, {body[-1].name: 1.0})
+    shares = {}
+    for one in reversed(body):  # users come after what they use
+        share = min(needed[one.name], 1.0)
+        if place := re.search(r" parameter\((\d+)\)", one.line):
+            shares[int(place[1])] = share
+        inner = _shares_of_operands(program.body(one), program) if one.kind == "fusion" else {}
+        for at, operand in enumerate(one.operands):
+            size, whole = (math.prod(lengths(program.shapes.get(name, ""))) for name in (one.name, operand))
+            if one.kind in _TAKE and at == 0:
+                needed[operand] += share * size / max(whole, 1)
+            elif inner:
+                needed[operand] += inner.get(at, 1)
+            elif one.kind == "dynamic-update-slice" and at == 0:
+                continue  # stays where it is
+            else:
+                needed[operand] += share if size == whole and one.kind not in _MIXING else 1
+    return shares
 
 
 def _ends(one: Instruction, program: Program) -> tuple[str, str]:

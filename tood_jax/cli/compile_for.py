@@ -1,7 +1,8 @@
 """compile_for.py: what a config takes of a machine that needn't be here, by that machine's own compiler.
 
 The whole training step and the whole evaluation step are compiled for a TPU slice (with `pip install "jax[tpu]"`, and
-no TPU) or for the devices at hand (`--topology here`); nothing runs.
+no TPU), for NVIDIA GPUs (with `pip install "jax[cuda12]"`, and no GPU) or for the devices at hand (`--topology here`);
+nothing runs.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import jax
 from jax.sharding import Mesh
 
 from tood_jax.ahead_of_time.chips import HERE, Chip, devices_of
-from tood_jax.ahead_of_time.programs import lower_detect_step, lower_train_step
+from tood_jax.ahead_of_time.programs import lower_detect_step, lower_train_step, platform_of
 from tood_jax.ahead_of_time.report import collectives_of, memory_of, summed, work_of
 from tood_jax.ahead_of_time.search import DoesNotFit, largest_batch, read_out_of_memory
 from tood_jax.cli.common import said_in_one_sentence
@@ -37,7 +38,8 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Args:
     topology: str = HERE
-    """A TPU slice, kind and shape (v5e:2x4, v5e:16x16, v6e:2x4, v5p:4x4x4, tpu7x:2x2x1), or here."""
+    """A TPU slice, kind and shape (v5e:2x4, v5e:16x16, v6e:2x4, v5p:4x4x4, tpu7x:2x2x1), GPUs (h200:8, h100:8, a100:8;
+    h100:4x8 is four hosts of eight), or here."""
     per_chip_batch: int = 1
     """Images a chip (of several chips that share an image: their images together, divided by them); 0 searches the
     largest that fits."""
@@ -93,6 +95,7 @@ def compile_all(args: Args, config: Config) -> list[Row]:
             total = images * mesh.size
             lowering = partial(lower, config, args.num_classes, total, canvas, mesh)
             row: Row = {"program": program, "topology": args.topology, "per_chip_batch": images, "global_batch": total}
+            row["platform"] = platform_of(mesh)
             row["loops"] = config.train.scan_blocks or config.train.accumulate_steps > 1
             row |= compile_one(lowering, mesh, chip, Path(args.hlo) / f"{program}_{images}.txt" if args.hlo else None)
             row["chip_memory"] = chip.memory if chip else None
@@ -158,15 +161,19 @@ def describe(row: Row, chip: Chip | None) -> str:
         if "memory" not in row:
             return head
     memory, work = row["memory"], row["work"]
+    accessed = work["bytes_accessed"]
     of = f" of {chip.memory / GIB:.0f} GiB" if chip else ""
     lines = [
         head,
         f"  memory a chip: {memory['total'] / GIB:.2f}{of} "
         f"({memory['temporaries'] / GIB:.2f} temporaries, {memory['arguments'] / GIB:.2f} state and batch)",
         f"  work an image: {work['flops'] / images / 1e12:.3f} TFLOP, "
-        f"{work['hbm_bytes'] / images / 1e9:.1f} GB of HBM traffic ({work['bytes_accessed'] / images / 1e9:.1f} GB "
-        f"accessed, by the compiler's count)" + ("; loops counted once" if row["loops"] else ""),
+        f"{work['hbm_bytes'] / images / 1e9:.1f} GB of HBM traffic"
+        + ("" if accessed is None else f" ({accessed / images / 1e9:.1f} GB accessed, by the compiler's count)")
+        + ("; loops counted once" if row["loops"] else ""),
     ]
+    if row["platform"] == "gpu":
+        lines.append(f"  {work['kernels']} kernels a step")
     if work["cycles"]:
         lines.append(f"  {work['cycles'] / 1e6:.0f} M cycles a step, as the compiler estimates without overlap")
     if chip:

@@ -17,6 +17,9 @@ from tood_jax.networks.layers import Dtype, relu, sigmoid_geometric_mean
 PRIOR_LOGIT = float(-np.log((1 - 0.01) / 0.01))  # logits start at a probability of 0.01
 
 
+Hidden = tuple[Float[Array, "b h w k"], Float[Array, "b h w k"]]  # before ReLU: of the scores, of the offsets
+
+
 class HeadMaps(NamedTuple):
     """What a head says of one level, float32."""
 
@@ -61,13 +64,17 @@ class Alignment(nn.Module):
                 predictor(8, "reg_alignment_1", self.dtype, std=0.001),
             ]
 
+    def hidden(self, features: Float[Array, "b h w f"]) -> Hidden | None:
+        """What the first convolutions say, before ReLU; None without alignment."""
+        return (self.cls_alignment[0](features), self.reg_alignment[0](features)) if self.active else None
+
     def __call__(
-        self, logits: Float[Array, "b h w c"], boxes: Float[Array, "b h w n"], features: Float[Array, "b h w f"]
+        self, logits: Float[Array, "b h w c"], boxes: Float[Array, "b h w n"], hidden: Hidden | None
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w n"]]:
         """(scores 0–1, boxes) of float32 logits and boxes xyxy in strides."""
-        if not self.active:
+        if hidden is None:
             return nn.sigmoid(logits), boxes
-        alignment, offsets = self.predict(self.cls_alignment[0](features), self.reg_alignment[0](features))
+        alignment, offsets = self.predict(*hidden)
         return align_maps(logits, alignment, boxes, offsets)
 
     def predict(

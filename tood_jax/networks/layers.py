@@ -96,8 +96,13 @@ def relu(x: Array) -> Array:
 
 
 def _relu_forward(x):
-    out = nn.relu(x)
-    return out, out
+    # XLA turns max(x, 0) > 0 into x > 0, and then keeps both maps and fuses neither with its convolution on GPUs.
+    kept = lax.platform_dependent(x, cuda=_relu_for_itself, rocm=_relu_for_itself, default=nn.relu)
+    return kept, kept
+
+
+def _relu_for_itself(x):
+    return lax.optimization_barrier(nn.relu(x))
 
 
 relu.defvjp(_relu_forward, lambda out, cotangent: (jnp.where(out > 0, cotangent, 0),))

@@ -20,15 +20,15 @@ from tood_jax.geometry.packing import Packing, clear_gaps, pack, packing, unpack
 from tood_jax.networks.alignment import HeadMaps, align_boxes
 from tood_jax.networks.layers import pure, sigmoid_geometric_mean, stack_trees
 from tood_jax.networks.packed_norm import packed_norm
+from tood_jax.networks.reductions import kernels, parted
 
 
 def packed_maps(head: Any, levels: tuple[Array, ...]) -> HeadMaps:
     """What a bound `THead` says of (P3, …, P7), all cells in a row: scores [B, N, C], boxes [B, N, 4], …"""
     where = packing(tuple((x.shape[1], x.shape[2]) for x in levels))
     features = _tower(head, pack(levels, where), where)
-    reduced = pack(_reductions(head, features, where), where)  # [B, H, W, 2·F + 2·hidden]
-    ends = [head.channels, 2 * head.channels, 2 * head.channels + head.align.channels]
-    cls, reg, cls_hidden, reg_hidden = jnp.split(reduced, ends, axis=-1)
+    reduced = pack(_reduced(head, features, where), where)  # [B, H, W, 2·F + 2·hidden]
+    cls, reg, hidden = parted(head, reduced)
 
     def normed(decomposition, x):
         return packed_norm(x, *_scale_and_bias(decomposition.norm), head.norm_groups, where)
@@ -40,9 +40,10 @@ def packed_maps(head: Any, levels: tuple[Array, ...]) -> HeadMaps:
     boxes = _join([head.coding.decode(one, scale) for one, scale in zip(by_level, scales, strict=True)])
     raw = _join([one * scale for one, scale in zip(by_level, scales, strict=True)])
     quality = _in_a_row(head.quality_logits(reg).astype(jnp.float32), where) if head.quality else None
-    if not head.align.active:
+    if hidden is None:
         return HeadMaps(jax.nn.sigmoid(logits), boxes, raw, quality)
-    alignment, offsets = (_in_a_row(x, where) for x in _alignment(head.align, cls_hidden, reg_hidden, where))
+    predicted = head.align.predict(*(clear_gaps(x, where) for x in hidden))
+    alignment, offsets = (_in_a_row(x, where) for x in predicted)
     scores = sigmoid_geometric_mean(logits, alignment)
     return HeadMaps(scores, align_boxes(boxes, offsets, where.shapes), raw, quality)
 
@@ -75,27 +76,12 @@ def _tower(head: Any, x: Float[Array, "b hh ww f"], where: Packing) -> list[Arra
     return features
 
 
-def _reductions(head: Any, features: list[Array], where: Packing) -> tuple[Array, ...]:
-    """Both decompositions and the first convolutions of the alignment, a level: one product with the features.
-
-    The kernels differ from image to image and level to level, for layer attention is folded into them.
-    """
+def _reduced(head: Any, features: list[Array], where: Packing) -> tuple[Array, ...]:
+    """`reductions`' product, a level: its kernels differ from image to image and level to level."""
     by_level = [jnp.concatenate(one, axis=-1) for one in zip(*(unpack(x, where) for x in features), strict=True)]
     pooled = jnp.stack([x.mean(axis=(1, 2)) for x in by_level], axis=1)[:, :, None]  # [B, P, 1, L·F]
-    kernels = [one.kernels(pooled) for one in (head.cls_decomposition, head.reg_decomposition)]
-    biases = [jnp.zeros(2 * head.channels, head.dtype)]
-    if head.align.active:
-        for convolution in (head.align.cls_alignment[0], head.align.reg_alignment[0]):
-            parameters = convolution.variables["params"]
-            kernel = parameters["kernel"][0, 0].astype(head.dtype)  # [L·F, hidden]
-            kernels.append(jnp.broadcast_to(kernel, (*kernels[0].shape[:2], *kernel.shape)))
-            biases.append(parameters["bias"].astype(head.dtype))
-    kernel, bias = jnp.concatenate(kernels, axis=-1), jnp.concatenate(biases)
-    return tuple(jnp.einsum("bhwi,bio->bhwo", x, kernel[:, i]) + bias for i, x in enumerate(by_level))
-
-
-def _alignment(align: Any, cls_hidden: Array, reg_hidden: Array, where: Packing) -> tuple[Array, Array]:
-    return align.predict(clear_gaps(cls_hidden, where), clear_gaps(reg_hidden, where))
+    kernel = kernels(head, pooled)
+    return tuple(jnp.einsum("bhwi,bio->bhwo", x, kernel[:, i]) for i, x in enumerate(by_level))
 
 
 def _scale_and_bias(norm: Any) -> tuple[Float[Array, " f"], Float[Array, " f"]]:

@@ -86,6 +86,6 @@ class ParallelHead(nn.Module):
         raw = self.reg_sides(reg_features).astype(jnp.float32)
         scale = self.scales[index] if self.level_scales else 1.0
         features = jnp.concatenate([cls_features, reg_features], axis=-1)
-        scores, boxes = self.align(logits, self.coding.decode(raw, scale), features)
+        scores, boxes = self.align(logits, self.coding.decode(raw, scale), self.align.hidden(features))
         quality = self.quality_logits(reg_features).astype(jnp.float32) if self.quality else None
         return HeadMaps(scores, boxes, raw * scale, quality)

@@ -18,15 +18,15 @@ from tood_jax.networks.convolution import conv, convolve
 from tood_jax.networks.deformable import DeformableConv
 from tood_jax.networks.layers import Dtype, Norm, relu
 from tood_jax.networks.packed_head import packed_maps
+from tood_jax.networks.reductions import reduce_features
 
 DEFORMABLE_GROUPS = 4  # of the tower's deformable convolutions, as published
 
 
 class TaskDecomposition(nn.Module):
-    """Layer attention over the tower's layers, then a 1×1 reduction (equations 1–3).
+    """Layer attention over the tower's layers, then a 1×1 reduction, a norm and ReLU (equations 1–3).
 
-    The weights of attention are folded into the reduction's kernel, so that the weighed features never exist; on maps
-    of fewer cells than channels these are smaller than the kernels of all images.
+    Calling it is what follows the reduction, which `reductions` does for all that read the features.
     """
 
     layers: int
@@ -43,15 +43,14 @@ class TaskDecomposition(nn.Module):
         self.reduction = self.param("reduction", normal(0.01), (1, 1, self.layers * self.channels, self.channels))
         self.norm = Norm("group", self.norm_groups, self.dtype)
 
-    def __call__(self, features: Float[Array, "b h w lf"], pooled: Float[Array, "b 1 1 lf"]) -> Array:
-        """[B, H, W, L·F] and its average over cells to [B, H, W, F]."""
-        if features.shape[1] * features.shape[2] > self.channels:
-            reduced = jnp.einsum("bhwi,bio->bhwo", features, self.kernels(pooled)[:, 0])
-        else:
-            by_layer = features.reshape(*features.shape[:3], self.layers, self.channels)
-            weighed = (by_layer * self.attend(pooled)[..., None]).reshape(features.shape)
-            reduced = convolve(weighed, self.reduction.astype(self.dtype))
+    def __call__(self, reduced: Float[Array, "b h w f"]) -> Float[Array, "b h w f"]:
         return relu(self.norm(reduced))
+
+    def reduced(self, features: Float[Array, "b h w lf"], pooled: Float[Array, "b 1 1 lf"]) -> Array:
+        """[B, H, W, L·F], weighed by attention, to [B, H, W, F]."""
+        by_layer = features.reshape(*features.shape[:3], self.layers, self.channels)
+        attended = (by_layer * self.attend(pooled)[..., None]).reshape(features.shape)
+        return convolve(attended, self.reduction.astype(self.dtype))
 
     def attend(self, pooled: Float[Array, "b p 1 lf"]) -> Float[Array, "b p 1 l"]:
         """The weight of each layer, 0–1, for each image and each of some levels (equations 2 and 3)."""
@@ -133,18 +132,20 @@ class THead(nn.Module):
         level = nn.remat(THead.level, static_argnums=(2,)) if self.remat else THead.level
         return tuple(level(self, x, i) for i, x in enumerate(levels))
 
-    def level(self, x: Float[Array, "b h w f"], index: int) -> HeadMaps:
+    def interactive_features(self, x: Float[Array, "b h w f"]) -> Float[Array, "b h w lf"]:
+        """Of all layers of the tower, side by side."""
         features = []
         for convolution, norm in zip(self.tower, self.tower_norms, strict=True):
             x = relu(norm(convolution(x)))
             features.append(x)
-        stacked = jnp.concatenate(features, axis=-1)  # [B, H, W, L·F]
-        pooled = stacked.mean(axis=(1, 2), keepdims=True)
+        return jnp.concatenate(features, axis=-1)
 
-        logits = self.cls_logits(self.cls_decomposition(stacked, pooled)).astype(jnp.float32)
-        reg_features = self.reg_decomposition(stacked, pooled)
+    def level(self, x: Float[Array, "b h w f"], index: int) -> HeadMaps:
+        cls, reg, hidden = reduce_features(self, self.interactive_features(x))
+        logits = self.cls_logits(self.cls_decomposition(cls)).astype(jnp.float32)
+        reg_features = self.reg_decomposition(reg)
         raw = self.reg_sides(reg_features).astype(jnp.float32)
         scale = self.scales[index] if self.level_scales else 1.0
-        scores, boxes = self.align(logits, self.coding.decode(raw, scale), stacked)
+        scores, boxes = self.align(logits, self.coding.decode(raw, scale), hidden)
         quality = self.quality_logits(reg_features).astype(jnp.float32) if self.quality else None
         return HeadMaps(scores, boxes, raw * scale, quality)
