@@ -1,7 +1,7 @@
 """The least work of one step a stage, counted, and the least time it can take on a chip.
 
     python -m benchmarks.floors                      # R50, 800×1344, training and inference
-    python -m benchmarks.floors --batch 4 --hlo FILE # beside what a step compiled for a TPU moves (compile_for.py)
+    python -m benchmarks.floors --batch 4 --hlo FILE # beside what a compiled step moves (compile_for.py)
 
 Nothing is compiled or computed. The rules, all in favour of the machine:
 
@@ -55,7 +55,7 @@ STAGES = (
     ("c5", r"/layer4_"),
     ("FPN", r"/neck/"),
     ("interactive convolutions", r"/inter_"),
-    ("decompositions", r"_decomposition(/|$)|_alignment_0|bhwi,bio->bhwo"),
+    ("decompositions", r"_decomposition([./]|$)|_alignment_0|bhw[io],bio->|bhwi,bhwo->bio"),
     ("predictions", r"/(cls_logits|reg_sides)|_alignment_1"),
 )
 HEAD, LOSSES = "head, all else: norms, sampling", "assigner and losses"
@@ -68,7 +68,7 @@ REST = (  # of a compiled program
     (UNSAID, r""),
 )
 ENTRANCE = r"layer\d_0/(conv1|downsample_conv)$"  # reads what the stage before it made
-SHARED = r"/downsample_conv$|reg_decomposition(/|$)|_alignment_0$"  # reads a map that another product reads too
+SHARED = r"/downsample_conv$|reg_decomposition([./]|$)|_alignment_0$"  # reads a map that another product reads too
 SHORTCUT = r"_[1-9]\d*/conv3$"  # adds what its block began with
 PEAKS = {  # FLOP/s in bfloat16, bytes/s
     "H200, measured": (790e12, 4.3e12),  # what matrix products and copies reach on one
@@ -89,7 +89,7 @@ class Args(Options):
     classes: int = 80
     """C."""
     hlo: str = ""
-    """Text of a training step of --batch images a chip, compiled for a TPU, as `compile_for.py --hlo` writes it."""
+    """Text of a training step of --batch images a chip, compiled for a TPU or GPU: `compile_for.py --hlo` writes it."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""What training takes of TPU slices that aren't here, by their own compiler: a table of `compile_for.py`'s records.
+"""What training takes of TPUs and GPUs that aren't here, by their own compiler: a table of `compile_for.py`'s records.
 
     python -m benchmarks.pods                         # the committed records
     python -m benchmarks.pods --compile v5e-8 v6e-8   # compile these cells again first (needs jax[tpu]; no TPU)
+    python -m benchmarks.pods --compile h200-1        # likewise (needs jax[cuda12]; no GPU)
 
 Records lie in benchmarks/results/pods/, one JSON a cell; each holds its own command. docs/pods.md explains the columns.
 """
@@ -26,6 +27,10 @@ SLICES = {
     "v6e-8": "v6e:2x4",
     "v5p-64": "v5p:4x4x4",
     "tpu7x-4": "tpu7x:2x2x1",
+    "h200-1": "h200:1",
+    "h200-8": "h200:8",
+    "h100-8": "h100:8",
+    "a100-8": "a100:8",
 }
 CONFIGS = {
     "r50": "tood_r50_fpn_1x_coco",
@@ -39,6 +44,7 @@ HEADER = (
     "TFLOP an image",
     "HBM GB an image",
     "M cycles an image",
+    "kernels",
     "collectives",
     "compile s (CPU s)",
 )
@@ -49,7 +55,8 @@ class Args:
     """Options of the door."""
 
     compile: tuple[str, ...] = ()
-    """Slices to compile again: v5e-8, v5e-256, v6e-8, v5p-64, tpu7x-4 (four chips, eight devices)."""
+    """Slices to compile again: v5e-8, v5e-256, v6e-8, v5p-64, tpu7x-4 (four chips, eight devices), h200-1, h200-8,
+    h100-8, a100-8."""
     configs: tuple[str, ...] = tuple(CONFIGS)
     """Of these models."""
     program: Literal["train", "evaluate"] = "train"
@@ -103,15 +110,16 @@ def line(row: dict[str, Any]) -> list[Any]:
     seconds = f"{row['seconds']['compile']:.0f} ({row['seconds']['compile_cpu']:.0f})"
     if not row["fits"]:
         needed = row["needed"] and row["needed"] / 2**30
-        return [name, images, f"{needed:.1f}: doesn't fit" if needed else "doesn't fit", of, *[None] * 4, seconds]
+        return [name, images, f"{needed:.1f}: doesn't fit" if needed else "doesn't fit", of, *[None] * 5, seconds]
     work, memory = row["work"], row["memory"]["total"]
     collectives = "; ".join(
         f"{one['count']} {one['kind']} over {one['axis']}, {one['bytes'] / 2**20:.1f} MiB" for one in row["collectives"]
     )
     flops = f"{work['flops'] / images / 1e12:.3f}"
     traffic = f"{work['hbm_bytes'] / images / 1e9:.1f}"
-    cycles = f"{work['cycles'] / images / 1e6:.1f}" if "cycles" in work else None  # not in records before 28 November
-    return [name, images, f"{memory / 2**30:.2f}", of, flops, traffic, cycles, collectives or "none", seconds]
+    cycles = f"{work['cycles'] / images / 1e6:.1f}" if work.get("cycles") else None  # GPUs, records of November
+    kernels = work["kernels"] if row.get("platform") == "gpu" else None
+    return [name, images, f"{memory / 2**30:.2f}", of, flops, traffic, cycles, kernels, collectives or "none", seconds]
 
 
 if __name__ == "__main__":

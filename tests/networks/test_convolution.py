@@ -1,5 +1,6 @@
 """Convolutions against XLA's own, forward and gradients, as each platform has them."""
 
+import contextlib
 import re
 from functools import partial
 
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import AbstractMesh, use_abstract_mesh
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
+from tood_jax.ahead_of_time.report import collectives_of
 from tood_jax.networks.convolution import by_depth, conv, convolve
+from tood_jax.training.sharding import make_mesh
 
 
 def native(x, kernel, stride, padding, groups):
@@ -137,3 +140,24 @@ def test_convolution_pads_as_pytorch(size, stride, length, expected):
     row = np.asarray(variables["params"]["kernel"])[size // 2, :, 0, 0]  # the only row of the kernel that meets the map
     padded = np.pad(np.arange(float(length)), size // 2)
     np.testing.assert_allclose(y[0, 0, 0, 0], padded[:size] @ row, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("space", [1, 2])
+def test_grouped_ones_stay_on_their_devices(space):
+    """On GPUs XLA gathered the whole batch for them, forward and back; only kernels' gradients need to travel."""
+    mesh = make_mesh(jax.devices()[:8], space)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((8, 8, 6, 16)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 4, 16)), jnp.float32)
+
+    def both(x, kernel, mesh=None):
+        with use_abstract_mesh(mesh.abstract_mesh) if mesh else contextlib.nullcontext():
+            out, pull_back = jax.vjp(lambda x, kernel: convolve(x, kernel, 1, 1, 4), x, kernel)
+            return (out, *pull_back(jnp.cos(out)))
+
+    split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data", "space"), PartitionSpec()))
+    run = jax.jit(partial(both, mesh=mesh), in_shardings=(split, whole), out_shardings=(split, split, whole))
+    compiled = run.lower(x, kernel).compile()
+    assert {one.kind for one in collectives_of(compiled.as_text(), mesh) if one.axis == "data"} == {"all-reduce"}
+    for spread, alone in zip(compiled(*jax.device_put((x, kernel), (split, whole))), both(x, kernel), strict=True):
+        np.testing.assert_allclose(spread, alone, rtol=1e-4, atol=1e-4)

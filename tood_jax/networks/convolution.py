@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from tood_jax.mesh import height_is_split
+from tood_jax.mesh import height_is_split, image_by_image
 
 # On CPUs a kernel's gradient is formed tap by tap if it has at most so many (a stem's 49 are quicker in one), and a map
 # of so many cells, or so many inputs times outputs: with fewer little is gained, and nine products take longer to
@@ -65,7 +65,6 @@ def _in_words_of_flax(x, kernel, strides, padding, *, feature_group_count=1, pre
     return convolve(x, kernel, stride, below, feature_group_count, precision)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def convolve(
     x: Float[Array, "b hh ww i"],
     kernel: Float[Array, "kh kw ig o"],
@@ -81,6 +80,14 @@ def convolve(
         kernel: [size, size, I / groups, O], of the type of x.
         stride, padding: cells, down and across alike.
     """
+    run = partial(_convolve, stride=stride, padding=padding, groups=groups, precision=precision)
+    if groups > 1:  # XLA's partitioner would gather the whole batch for it on GPUs
+        run = image_by_image(run, whole=1, keep_space=True)
+    return run(x, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _convolve(x, kernel, stride, padding, groups, precision):
     native = partial(_native, stride=stride, padding=padding, groups=groups, precision=precision)
     if _is_product(kernel, padding, groups):
         product = partial(_product, stride=stride, precision=precision)
@@ -94,7 +101,7 @@ def convolve(
 
 
 def _forward(x, kernel, stride, padding, groups, precision):
-    return convolve(x, kernel, stride, padding, groups, precision), (x, kernel)
+    return _convolve(x, kernel, stride, padding, groups, precision), (x, kernel)
 
 
 def _backward(stride, padding, groups, precision, residuals, cotangent):
@@ -123,7 +130,7 @@ def _backward(stride, padding, groups, precision, residuals, cotangent):
     )
 
 
-convolve.defvjp(_forward, _backward)
+_convolve.defvjp(_forward, _backward)
 
 
 def _native(x, kernel, *, stride, padding, groups, precision):
