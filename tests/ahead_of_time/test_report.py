@@ -147,6 +147,8 @@ ENTRY %main (a: f32[10,4], b: f32[4]) -> f32[10,4] {
     ('%c = f32[10,4]{1,0} custom-call(%a), custom_call_target="ConcatBitcast"', 0),
     ("%t = (s32[], f32[10,4]{1,0}) tuple(%a)\n  %w = (s32[], f32[10,4]{1,0}) while(%t), condition=%condition, "
      "body=%body", 3 * (160 + 160)),
+    ("%t = (s32[], f32[10,4]{1,0}) tuple(%a)\n  %w = (s32[], f32[10,4]{1,0}) while(%t), condition=%unclear, "
+     'body=%body, backend_config={"known_trip_count":{"n":"9"}}', 9 * (160 + 160)),
 ])  # fmt: skip
 def test_traffic(lines, expected):
     assert hbm_bytes(PROGRAM.replace("LINES", lines)) == expected

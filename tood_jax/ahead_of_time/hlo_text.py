@@ -2,11 +2,13 @@
 
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4}
 ARRAY = re.compile(r"\b(pred|bf16|[fsu]\d+\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_CALLS = re.compile(r"(?:body|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 
 
@@ -75,3 +77,28 @@ def read_program(text: str) -> Program:
             current.append(Instruction(name, shape, kind, operands, line))
             shapes[name] = shape
     return Program(entry, computations, shapes)
+
+
+def executed(program: Program) -> Iterator[tuple[Instruction, int]]:
+    """What one execution runs, and how often: the entry, a loop's body as often as it runs, of a branch both sides."""
+
+    def run(computation: str, times: int) -> Iterator[tuple[Instruction, int]]:
+        for one in program.computations.get(computation, []):
+            yield one, times
+            if one.kind in ("while", "conditional"):
+                called = [name for pair in _CALLS.findall(one.line) for name in "".join(pair).split(",")]
+                rounds = times * _rounds(one, program)
+                for name in called:
+                    yield from run(name.strip().lstrip("%"), rounds)
+
+    return run(program.entry, 1)
+
+
+def _rounds(loop: Instruction, program: Program) -> int:
+    """How often a loop runs: as the compiler says, or if its condition is a comparison with one number; else 1."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.line):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.line)
+    lines = [one.line for one in program.computations[condition[1]]] if condition else []
+    limits = [found[1] for line in lines if (found := re.search(r" constant\((\d+)\)", line))]
+    return int(limits[0]) if len(limits) == 1 and any("direction=LT" in line for line in lines) else 1

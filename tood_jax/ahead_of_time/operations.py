@@ -1,12 +1,12 @@
 """Floating-point operations of a compiled GPU program, counted in its text: products and cuDNN's convolutions.
 
-XLA counts them for the programs of CPUs and TPUs, but not for a GPU that isn't here. Of a loop the body counts once.
+XLA counts them for the programs of CPUs and TPUs, but not for a GPU that isn't here.
 """
 
 import math
 import re
 
-from tood_jax.ahead_of_time.hlo_text import Instruction, Program, lengths, read_program
+from tood_jax.ahead_of_time.hlo_text import Instruction, Program, executed, lengths, read_program
 
 _CUDNN = re.compile(r'custom_call_target="__cudnn\$conv(\w+)"')
 
@@ -14,11 +14,12 @@ _CUDNN = re.compile(r'custom_call_target="__cudnn\$conv(\w+)"')
 def product_flops(text: str) -> float:
     """Two for each multiply-add of matrix products and convolutions, of one execution on one device."""
     program = read_program(text)
-    instructions = (one for body in program.computations.values() for one in body)
-    return 2 * sum(_multiply_adds(one, program) for one in instructions)
+    return 2 * sum(times * _multiply_adds(one, program) for one, times in executed(program))
 
 
 def _multiply_adds(one: Instruction, program: Program) -> float:
+    if one.kind == "fusion":
+        return sum(_multiply_adds(inner, program) for inner in program.body(one))
     if one.kind == "dot":
         given = lengths(program.shapes.get(one.operands[0], ""))
         summed = _said(r"lhs_contracting_dims=\{([\d,]*)\}", one)

@@ -11,14 +11,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
-from tood_jax.ahead_of_time.hlo_text import ARRAY, Instruction, Program, array_bytes, lengths, read_program
+from tood_jax.ahead_of_time.hlo_text import ARRAY, Instruction, Program, array_bytes, executed, lengths, read_program
 
 _FREE = {  # move nothing themselves
     *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "opt-barrier"),
     *("copy-done", "slice-done", "all-reduce-done", "all-gather-done", "async-done", "after-all", "partition-id"),
 }
 _NO_DATA = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
-_CALLS = re.compile(r"(?:body|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TAKE = ("slice", "dynamic-slice", "gather")
 _MIXING = (
@@ -64,33 +63,15 @@ def launches(text: str) -> int:
 
 def _by_operation(text: str, measure: Callable[[Instruction, Program], int]) -> Counter[str]:
     program = read_program(text)
-
-    def of(computation: str) -> Counter[str]:
-        total: Counter[str] = Counter()
-        for one in program.computations.get(computation, []):
-            total[one.origin] += measure(one, program)
-            if one.kind in ("while", "conditional"):
-                called = [name for pair in _CALLS.findall(one.line) for name in "".join(pair).split(",")]
-                rounds = _rounds(one, program)
-                for name in called:
-                    for inner, found in of(name.strip().lstrip("%")).items():
-                        total[inner] += rounds * found
-        return total
-
-    return of(program.entry)
+    total: Counter[str] = Counter()
+    for one, times in executed(program):
+        total[one.origin] += times * measure(one, program)
+    return total
 
 
 def _cycles(one: Instruction, program: Program) -> int:
     found = _CYCLES.search(one.line)
     return 0 if found is None or one.kind in ("while", "conditional") else int(found[1])
-
-
-def _rounds(loop: Instruction, program: Program) -> int:
-    """How often a loop runs, if its condition is a comparison with one number; else 1."""
-    condition = re.search(r"condition=%?([\w.\-]+)", loop.line)
-    lines = [one.line for one in program.computations[condition[1]]] if condition else []
-    limits = [found[1] for line in lines if (found := re.search(r" constant\((\d+)\)", line))]
-    return int(limits[0]) if len(limits) == 1 and any("direction=LT" in line for line in lines) else 1
 
 
 def _moved(one: Instruction, program: Program) -> int:

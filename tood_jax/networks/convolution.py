@@ -80,7 +80,7 @@ def convolve(
         kernel: [size, size, I / groups, O], of the type of x.
         stride, padding: cells, down and across alike.
     """
-    run = partial(_convolve, stride=stride, padding=padding, groups=groups, precision=precision)
+    run: Callable[..., Array] = partial(_convolve, stride=stride, padding=padding, groups=groups, precision=precision)
     if groups > 1:  # XLA's partitioner would gather the whole batch for it on GPUs
         run = image_by_image(run, whole=1, keep_space=True)
     return run(x, kernel)
