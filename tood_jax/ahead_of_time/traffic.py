@@ -3,7 +3,7 @@
 The compiler's own "bytes accessed" counts a prefetch of a slice as if it read the whole array, and arrays in fast
 memory as if they lay in HBM: with a few thousand prefetches that is six times too much. Here every instruction counts
 its operands and its result once where they lie in HBM, a slice what it takes, a prefetch what it brings, and a loop's
-body as often as it runs, where its condition compares with a number (else once).
+body as often as it runs, where that is known (else once).
 """
 
 import math
@@ -20,14 +20,8 @@ _FREE = {  # move nothing themselves
 _NO_DATA = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TAKE = ("slice", "dynamic-slice", "gather")
-_MIXING = (
-    "scatter",
-    "convolution",
-    "dot",
-    "sort",
-    "reduce-window",
-    "reverse",
-)  # of as many numbers, but not one by one
+# Of as many numbers as their operand, but not one by one.
+_MIXING = ("scatter", "convolution", "dot", "sort", "reduce-window", "reverse")
 
 
 def hbm_bytes(text: str) -> int:

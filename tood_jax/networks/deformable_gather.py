@@ -38,21 +38,17 @@ def convolve(
 
 
 def pull_back(x, offsets, mask, kernel, cotangent, stride: int, groups: int) -> tuple[Array, Array, Array, Array]:
-    """Gradients of x, offsets, mask and kernel, each in its dtype, from the output's cotangent in float32.
-
-    The cotangent has what x's dtype holds, so its products are taken in that: in float32 a GPU's matrix units would
-    stand still for bfloat16's.
-    """
+    """Gradients of x, offsets, mask and kernel, each in its dtype, from the output's cotangent in float32."""
     height, width = x.shape[1:3]
-    cotangent = cotangent.astype(x.dtype)
     ringed = ring(x)
 
     def pull_tap(to_x, tap):
         tap, offsets, mask, kernel = tap
         places = tap_places(tap, offsets, mask, stride, height, width)
         seen = sample(ringed, places, width)
-        to_seen, to_kernel = _pull_product(seen.reshape(looks), kernel, cotangent, groups)
-        to_x, dots = _pull(ringed, to_x, places, to_seen.reshape(seen.shape), width)
+        _, back = jax.vjp(lambda seen, kernel: _multiply(seen.reshape(looks), kernel, groups), seen, kernel)
+        to_seen, to_kernel = back(cotangent)
+        to_x, dots = _pull(ringed, to_x, places, to_seen, width)
         top_left, top_right, bottom_left, bottom_right = dots = jnp.where(places.inside, dots, 0)
         to_mask = (places.corner_weights() * dots).sum(0)
         to_row = (bottom_left - top_left) * (1 - places.right) + (bottom_right - top_right) * places.right
@@ -74,15 +70,6 @@ def _multiply(seen: Float[Array, "b h w c"], kernel: Float[Array, "i o"], groups
     seen, kernel = seen.reshape(*seen.shape[:3], groups, -1), kernel.reshape(len(kernel), groups, -1)
     out = jnp.einsum("bhwgi,igo->bhwgo", seen, kernel, preferred_element_type=jnp.float32)
     return out.reshape(*out.shape[:3], -1)
-
-
-def _pull_product(seen, kernel, cotangent, groups: int) -> tuple[Float[Array, "b h w c"], Float[Array, "i o"]]:
-    """Back through `_multiply`: gradients of the samples, in float32, and of the kernel, in its dtype."""
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    by_group, cotangent = (array.reshape(*array.shape[:3], groups, -1) for array in (seen, cotangent))
-    to_seen = product("bhwgo,igo->bhwgi", cotangent, kernel.reshape(len(kernel), groups, -1))
-    to_kernel = product("bhwgi,bhwgo->igo", by_group, cotangent)
-    return to_seen.reshape(seen.shape), to_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _by_tap(offsets, mask, kernel):

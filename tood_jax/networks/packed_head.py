@@ -20,7 +20,7 @@ from tood_jax.geometry.packing import Packing, clear_gaps, pack, packing, unpack
 from tood_jax.networks.alignment import HeadMaps, align_boxes
 from tood_jax.networks.layers import pure, sigmoid_geometric_mean, stack_trees
 from tood_jax.networks.packed_norm import packed_norm
-from tood_jax.networks.reductions import kernels, parted
+from tood_jax.networks.reductions import joined_kernels, parted
 
 
 def packed_maps(head: Any, levels: tuple[Array, ...]) -> HeadMaps:
@@ -80,7 +80,7 @@ def _reduced(head: Any, features: list[Array], where: Packing) -> tuple[Array, .
     """`reductions`' product, a level: its kernels differ from image to image and level to level."""
     by_level = [jnp.concatenate(one, axis=-1) for one in zip(*(unpack(x, where) for x in features), strict=True)]
     pooled = jnp.stack([x.mean(axis=(1, 2)) for x in by_level], axis=1)[:, :, None]  # [B, P, 1, L·F]
-    kernel = kernels(head, pooled)
+    kernel = joined_kernels(head, pooled)
     return tuple(jnp.einsum("bhwi,bio->bhwo", x, kernel[:, i]) for i, x in enumerate(by_level))
 
 

@@ -34,7 +34,7 @@ def reduce_features(head: Any, features: Float[Array, "b h w lf"]) -> Reduced:
     if is_small or head.is_initializing():
         cls, reg = (one.reduced(features, pooled) for one in (head.cls_decomposition, head.reg_decomposition))
         return Reduced(cls, reg, head.align.hidden(features))
-    return parted(head, product(features, kernels(head, pooled)[:, 0]))
+    return parted(head, product(features, joined_kernels(head, pooled)[:, 0]))
 
 
 @jax.custom_vjp
@@ -52,7 +52,7 @@ def _product_backward(given, cotangent):
 product.defvjp(lambda x, kernels: (product(x, kernels), (x, kernels)), _product_backward)
 
 
-def kernels(head: Any, pooled: Float[Array, "b p 1 lf"]) -> Float[Array, "b p lf r"]:
+def joined_kernels(head: Any, pooled: Float[Array, "b p 1 lf"]) -> Float[Array, "b p lf r"]:
     """The kernel of all four for each image and level: layer attention is folded into it."""
     parts = [one.kernels(pooled) for one in (head.cls_decomposition, head.reg_decomposition)]
     for convolution in _first_of_alignment(head):
