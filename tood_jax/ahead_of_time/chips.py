@@ -91,6 +91,9 @@ def _gpus(topology: str, kind: str, shape: str) -> Sequence[jax.Device]:
         said = f"how many GPUs, {kind}:8, or hosts and GPUs a host, {kind}:4x8"
         raise ConfigError(f"--topology={topology} must say {said}.")
     grid = f"1x{found[1] or 1}x{found[2]}"
+    # Else the compiler's plug-in looks for a GPU here and gives up without one.
+    if not jax.config.jax_platforms:  # type: ignore[attr-defined]
+        jax.config.update("jax_platforms", "cpu")
     try:
         return topologies.get_topology_desc(
             platform="cuda", topology_name="", topology=grid, target_config=description(GPUS[kind])
