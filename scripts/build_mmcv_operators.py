@@ -52,7 +52,7 @@ def main() -> None:
     definitions = re.findall(rf'm\.def\("(?:{wanted})",[^;]*\);', bindings)
     if not len(declarations) == len(definitions) == len(OPERATORS):
         raise SystemExit(f"{code / 'pybind.cpp'} isn't mmcv 2.1.0's: it binds other operators than {OPERATORS}.")
-    lines = ['#include "pytorch_cpp_helper.hpp"', *declarations]
+    lines = ["#include <torch/extension.h>", '#include "pytorch_cpp_helper.hpp"', *declarations]
     lines += ["PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {", *definitions, "}"]
     (build / "bindings.cpp").write_text("\n".join(lines) + "\n")
     files = [build / "bindings.cpp"]

@@ -9,8 +9,9 @@ build="$PWD/build/mmcv"
 
 [ -x "$python" ] || python3 -m venv .venv-peers
 pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
-pip install torch==2.14.1 torchvision==0.29.1 "setuptools<70" wheel ninja  # mmcv's setup.py needs pkg_resources
+pip install torch==2.14.1 torchvision==0.29.1
 pip install -r requirements.txt ultralytics==8.4.190 mmengine==0.10.7 mmdet==3.3.0 mmcv-lite==2.1.0
+pip install "setuptools<70" wheel ninja  # last: PyTorch wants a newer one to be installed, mmcv's setup.py pkg_resources
 
 mkdir -p "$build"
 pip download --no-deps --no-build-isolation --no-binary mmcv mmcv==2.1.0 --dest "$build"
