@@ -117,7 +117,8 @@ def line(row: dict[str, Any]) -> list[Any]:
     )
     flops = f"{work['flops'] / images / 1e12:.3f}"
     traffic = f"{work['hbm_bytes'] / images / 1e9:.1f}"
-    cycles = f"{work['cycles'] / images / 1e6:.1f}" if work.get("cycles") else None  # GPUs, records of November
+    # None of GPUs, nor in records before 28 November.
+    cycles = f"{work['cycles'] / images / 1e6:.1f}" if work.get("cycles") else None
     kernels = work["kernels"] if row.get("platform") == "gpu" else None
     return [name, images, f"{memory / 2**30:.2f}", of, flops, traffic, cycles, kernels, collectives or "none", seconds]
 

@@ -17,7 +17,6 @@ class Gpu(NamedTuple):
     bandwidth: int  # bytes/s
     l2_cache: int  # bytes
     shared_memory: int  # bytes a multiprocessor
-    cudnn: tuple[int, int, int] = (9, 10, 0)  # that it compiles for; which graphs it may form depends on it
 
 
 GPUS = {
@@ -28,9 +27,8 @@ GPUS = {
 
 
 def description(gpu: Gpu) -> str:
-    """The text of XLA's message `GpuTargetConfigProto`."""
+    """The text of XLA's message `GpuTargetConfigProto`, with a cuDNN that JAX's wheels accept."""
     major, minor = gpu.capability
-    cudnn = dict(zip(("major", "minor", "patch"), gpu.cudnn, strict=True))
     return f"""
         gpu_device_info {{
           threads_per_block_limit: 1024
@@ -53,6 +51,6 @@ def description(gpu: Gpu) -> str:
           cuda_compute_capability {{ major: {major} minor: {minor} }}
         }}
         platform_name: "CUDA"
-        dnn_version_info {{ {" ".join(f"{name}: {number}" for name, number in cudnn.items())} }}
+        dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
         device_description_str: "{gpu.name}"
     """

@@ -170,7 +170,7 @@ def describe(row: Row, chip: Chip | None) -> str:
         f"  work an image: {work['flops'] / images / 1e12:.3f} TFLOP, "
         f"{work['hbm_bytes'] / images / 1e9:.1f} GB of HBM traffic"
         + ("" if accessed is None else f" ({accessed / images / 1e9:.1f} GB accessed, by the compiler's count)")
-        + ("; loops counted once" if row["loops"] else ""),
+        + ("; loops counted once" if row["loops"] and accessed is not None else ""),
     ]
     if row["platform"] == "gpu":
         lines.append(f"  {work['kernels']} kernels a step")

@@ -5,6 +5,7 @@ Autodiff of the plain formula sums over groups of channels, which XLA:CPU does s
 Axes: B images · H, W cells · F channels, in G groups.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -21,9 +22,6 @@ def group_norm(
 ) -> Float[Array, "b h w f"]:
     """Each image's groups of channels at mean 0 and variance 1, times scale, plus bias; in float32, in the type of x.
 
-    In float32 the variance is the mean of squared differences; of a bfloat16 map, which is itself rounded to 2⁻⁹, the
-    mean of squares less the squared mean, which reads the map once less.
-
     Args:
         scale, bias: float32.
         groups: G, which divides F.
@@ -37,6 +35,28 @@ def over_groups(sums: Float[Array, "*n f"], groups: int) -> Float[Array, "*n f"]
     return jnp.broadcast_to(by_group.sum(axis=-1, keepdims=True), by_group.shape).reshape(sums.shape)
 
 
+def statistics(
+    x: Array, means: Callable[[Array], Array], spread: Callable[[Array], Array]
+) -> tuple[Float[Array, "*n f"], Float[Array, "*n f"]]:
+    """Mean and 1 / standard deviation of each channel's group, float32.
+
+    In float32 the variance is the mean of squared differences; of a bfloat16 map, which is itself rounded to 2⁻⁹, the
+    mean of squares less the squared mean, which reads the map once less.
+
+    Args:
+        means: of a float32 map, to one value a group, repeated for its channels.
+        spread: the other way, to what can be subtracted from a map.
+    """
+    given = x.astype(jnp.float32)
+    mean = means(given)
+    if x.dtype == jnp.bfloat16:
+        variance = jnp.maximum(means(given * given) - mean**2, 0)
+    else:
+        centred = given - spread(mean)
+        variance = means(centred * centred)
+    return mean, lax.rsqrt(variance + EPSILON)
+
+
 def _spread(values: Float[Array, "b f"]) -> Float[Array, "b 1 1 f"]:
     return values[:, None, None]
 
@@ -47,14 +67,8 @@ def _means(x: Float[Array, "b h w f"], groups: int) -> Float[Array, "b f"]:
 
 
 def _forward(x, scale, bias, groups):
-    given = x.astype(jnp.float32)
-    mean = _means(given, groups)
-    centred = given - _spread(mean)
-    if x.dtype == jnp.float32:
-        variance = _means(centred * centred, groups)
-    else:
-        variance = jnp.maximum(_means(given * given, groups) - mean**2, 0)
-    rate = lax.rsqrt(variance + EPSILON)
+    mean, rate = statistics(x, partial(_means, groups=groups), _spread)
+    centred = x.astype(jnp.float32) - _spread(mean)
     out = (centred * _spread(rate * scale) + bias).astype(x.dtype)
     return out, (centred if x.dtype == jnp.float32 else x, mean, rate, scale)
 

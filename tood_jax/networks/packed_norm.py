@@ -12,18 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tood_jax.geometry.packing import Packing, clear_gaps, level_sums, spread_levels
-from tood_jax.networks.group_norm import EPSILON, over_groups
+from tood_jax.networks.group_norm import over_groups, statistics
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def packed_norm(
     x: Float[Array, "b hh ww f"], scale: Float[Array, " f"], bias: Float[Array, " f"], groups: int, where: Packing
 ) -> Float[Array, "b hh ww f"]:
-    """relu(GroupNorm(x)) a level, zero in the gaps, in the type of x; computed in float32.
-
-    In float32 the variance is the mean of squared differences; of a bfloat16 map, which is itself rounded to 2⁻⁹, the
-    mean of squares less the squared mean, which reads the map once less.
-    """
+    """relu(GroupNorm(x)) a level, zero in the gaps, in the type of x; computed in float32, as `group_norm` is."""
     return _forward(x, scale, bias, groups, where)[0]
 
 
@@ -34,17 +30,10 @@ def _counts(channels: int, groups: int, where: Packing) -> Float[Array, "l 1"]:
 
 
 def _statistics(x, groups: int, where: Packing) -> tuple[Float[Array, "b l f"], Float[Array, "b l f"]]:
-    """Mean and 1 / standard deviation of each channel's group."""
-    fast = x.dtype == jnp.bfloat16
-    x = x.astype(jnp.float32)
     count = _counts(x.shape[-1], groups, where)
-    mean = over_groups(level_sums(x, where), groups) / count
-    if fast:
-        variance = jnp.maximum(over_groups(level_sums(x * x, where), groups) / count - mean**2, 0)
-    else:
-        difference = x - spread_levels(mean, where)
-        variance = over_groups(level_sums(difference * difference, where), groups) / count
-    return mean, jax.lax.rsqrt(variance + EPSILON)
+    return statistics(
+        x, lambda y: over_groups(level_sums(y, where), groups) / count, partial(spread_levels, where=where)
+    )
 
 
 def _centred(x, mean, where: Packing) -> Float[Array, "b hh ww f"]:

@@ -39,13 +39,16 @@ def reduce_features(head: Any, features: Float[Array, "b h w lf"]) -> Reduced:
 
 @jax.custom_vjp
 def product(x: Float[Array, "b h w i"], kernels: Float[Array, "b i o"]) -> Float[Array, "b h w o"]:
-    """Each image's map times its own kernel. The kernels' gradient comes as it lies in memory, not transposed."""
+    """Each image's map times its own kernel, with a gradient that takes its cotangent in one piece.
+
+    It comes in the parts of `parted`: XLA:GPU would join them in each of the gradient's products, and fail at these.
+    """
     return jnp.einsum("bhwi,bio->bhwo", x, kernels)
 
 
 def _product_backward(given, cotangent):
     x, kernels = given
-    cotangent = lax.optimization_barrier(cotangent)  # else XLA:GPU joins its parts in each product, and fails at it
+    cotangent = lax.optimization_barrier(cotangent)
     return jnp.einsum("bhwo,bio->bhwi", cotangent, kernels), jnp.einsum("bhwi,bhwo->bio", x, cotangent)
 
 
