@@ -1,10 +1,11 @@
 """Convolutions with the gradients that are quick on each platform, and the layer made of them.
 
 XLA:CPU forms the gradient of a kernel slowly: 3 to 40 times slower than a matrix product does, and a grouped one's 400
-times. So on CPUs gradients of kernels are one product a tap, 1×1 convolutions products altogether, and gradients of
-small maps and convolutions of few outputs one product, summed where taps meet (`python -m benchmarks.convolutions`).
-GPUs and TPUs keep the native convolutions, but for the stem on TPUs, which sees 2×2 pixels as one of more channels
-(`python -m benchmarks.alternatives`). The platform that is compiled for decides, for it needn't be the one at hand.
+times. So on CPUs gradients of kernels are products, one a tap or one a column of taps, 1×1 convolutions products
+altogether, and gradients of small maps and convolutions of few outputs one product, summed where taps meet
+(`python -m benchmarks.convolutions`). GPUs and TPUs keep the native convolutions, but for the stem on TPUs, which sees
+2×2 pixels as one of more channels (`python -m benchmarks.alternatives`). The platform that is compiled for decides, for
+it needn't be the one at hand.
 
 Maps are NHWC, kernels HWIO. Axes: B images · H, W the input's cells · h, w the output's · I, O channels.
 """
@@ -20,9 +21,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tood_jax.mesh import height_is_split, image_by_image
+from tood_jax.networks.fusion import computed_once
 
-# On CPUs a kernel's gradient is formed tap by tap if it has at most so many (a stem's 49 are quicker in one), and a map
-# of so many cells, or so many inputs times outputs: with fewer little is gained, and nine products take longer to
+# On CPUs a kernel's gradient is products of its taps if it has at most so many (a stem's 49 are quicker in one), and a
+# map of so many cells, or so many inputs times outputs: with fewer little is gained, and these products take longer to
 # compile than one convolution.
 MOST_TAPS, LEAST_CELLS, LEAST_PAIRS = 9, 512, 2**16
 # There a map's gradient is one product if there are at least so many channels on both sides, and if what each cell says
@@ -106,6 +108,7 @@ def _forward(x, kernel, stride, padding, groups, precision):
 
 def _backward(stride, padding, groups, precision, residuals, cotangent):
     x, kernel = residuals
+    cotangent = computed_once(cotangent)  # each shifted copy would compute it again
     native = partial(_native, stride=stride, padding=padding, groups=groups, precision=precision)
 
     def to_x(function):
@@ -236,36 +239,45 @@ def _meet(
 
 
 def _kernel_gradient_by_taps(x, kernel, cotangent, *, stride, padding, groups, precision):
-    """One product a tap, of the map and the cotangent, one of them shifted by the tap's place.
-
-    At stride 1 that is the cotangent, for it has fewer channels, if anything, and the map stays in one piece.
-    """
+    """Products of the map and the cotangent, one of them shifted by the taps' places: one product a tap, or fewer."""
     rows, columns, inputs, outputs = kernel.shape
     batch, height, width, _ = cotangent.shape
-    around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    whole_map = stride == 1 and (height, width) == x.shape[1:3]
-    padded = jnp.pad(cotangent if whole_map else x, around)
-
-    def views(row: int, column: int):
-        """The map and the cotangent as one place of the kernel sees them."""
-        if whole_map:
-            top, left = 2 * padding - row, 2 * padding - column
-            return x, padded[:, top : top + height, left : left + width]
-        return padded[:, row::stride, column::stride][:, :height, :width], cotangent
+    if stride == groups == 1 and (height, width) == x.shape[1:3]:
+        return _kernel_gradient_by_columns(x, kernel, cotangent, padding, precision)
+    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
 
     def tap(row: int, column: int):
         """[I / groups, O]: the gradient of one place of the kernel."""
-        seen, view = views(row, column)
+        seen = padded[:, row::stride, column::stride][:, :height, :width]
         if groups == 1:
-            return _over_cells(seen, view, precision)
-        seen, view = (one.reshape(batch, height, width, groups, -1) for one in (seen, view))
-        return jnp.einsum("bhwgi,bhwgo->igo", seen, view, precision=precision).reshape(inputs, outputs)
+            return _over_cells(seen, cotangent, precision)
+        seen, said = (one.reshape(batch, height, width, groups, -1) for one in (seen, cotangent))
+        return jnp.einsum("bhwgi,bhwgo->igo", seen, said, precision=precision).reshape(inputs, outputs)
 
-    if whole_map and groups == 1 and rows * columns * outputs <= inputs:  # so few that they fit in one product
-        shifted = [views(row, column)[1] for row in range(rows) for column in range(columns)]
+    return jnp.stack([jnp.stack([tap(row, column) for column in range(columns)]) for row in range(rows)])
+
+
+def _kernel_gradient_by_columns(x, kernel, cotangent, padding: int, precision: lax.PrecisionLike):
+    """Of a kernel that keeps the map's size: one product a column of it, with the cotangent shifted for all its rows.
+
+    Of so few outputs that all taps' cotangents are no wider than the map, one product altogether.
+    """
+    rows, columns, inputs, outputs = kernel.shape
+    shifted = [_shifted(cotangent, padding - row, axis=1) for row in range(rows)]
+    if rows * columns * outputs <= inputs:
+        shifted = [_shifted(one, padding - column, axis=2) for one in shifted for column in range(columns)]
         product = _over_cells(x, jnp.concatenate(shifted, axis=-1), precision)  # [I, taps·O]
         return product.reshape(inputs, rows, columns, outputs).transpose(1, 2, 0, 3)
-    return jnp.stack([jnp.stack([tap(row, column) for column in range(columns)]) for row in range(rows)])
+    said = jnp.concatenate(shifted, axis=-1)
+    products = [_over_cells(_shifted(x, column - padding, axis=2), said, precision) for column in range(columns)]
+    return jnp.stack([one.reshape(inputs, rows, outputs) for one in products]).transpose(2, 0, 1, 3)
+
+
+def _shifted(x: Float[Array, "b h w n"], by: int, axis: int) -> Float[Array, "b h w n"]:
+    """Cell c + `by` of x at cell c, along rows or columns; zero where there is none."""
+    around = [(0, 0, 0)] * x.ndim
+    around[axis] = (-by, by, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), around)
 
 
 def _over_cells(x: Float[Array, "b h w i"], y: Float[Array, "b h w o"], precision: lax.PrecisionLike):

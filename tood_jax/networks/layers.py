@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from tood_jax.networks.fusion import computed_once
 from tood_jax.networks.group_norm import EPSILON, group_norm
 
 Dtype = Any
@@ -97,16 +98,9 @@ def relu(x: Array) -> Array:
 
 def _relu_forward(x):
     # XLA turns max(x, 0) > 0 into x > 0, and then keeps both maps and fuses neither with its convolution on GPUs.
-    kept = lax.platform_dependent(x, cuda=_relu_for_itself, rocm=_relu_for_itself, cpu=_relu_once, default=nn.relu)
-    return kept, kept
-
-
-def _relu_once(x):
-    y = nn.relu(x)
-    if y.dtype != jnp.float32:
-        return y
-    bits = lax.bitcast_convert_type(y, jnp.uint32)
-    return y / (1 + (bits >> 31 >> 1).astype(jnp.float32))
+    out = lax.platform_dependent(x, cuda=_relu_for_itself, rocm=_relu_for_itself, default=nn.relu)
+    out = computed_once(out)
+    return out, out
 
 
 def _relu_for_itself(x):
