@@ -84,13 +84,18 @@ def _losses(task: Task) -> Run:
 
 
 def _optimizer(task: Task) -> Run:
-    """Of the trained parameters, without the gradient's norm."""
+    """Of the trained parameters, refused where the gradient's norm isn't finite, as ours."""
     options, module = task.config.optimizer, PlainTorch(task.config, task.classes).module
     trained = [value for value in module.parameters() if value.requires_grad]
     sgd = torch.optim.SGD(trained, lr=1e-12, momentum=options.momentum, weight_decay=options.weight_decay)
     for value in trained:
         value.grad = 0.01 * value.detach()
-    return sgd.step
+
+    def run() -> None:
+        if torch.nn.utils.get_total_norm([value.grad for value in trained]).isfinite():
+            sgd.step()
+
+    return run
 
 
 def _nchw(array: Any) -> Tensor:
