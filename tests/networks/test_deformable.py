@@ -162,6 +162,53 @@ def test_gradients_equal_differences_in_float64(formulation):
             np.testing.assert_allclose(np.ravel(gradient)[index], (moved[0] - moved[1]) / 2e-6, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("deformable_groups", "groups"),
+    [
+        pytest.param(1, 2, id="two blocks see one map"),
+        pytest.param(4, 4, id="two deformable groups a block"),
+        pytest.param(3, 6, id="a block each"),
+        pytest.param(2, 6, id="three blocks of two deformable groups, so one"),
+    ],
+)
+def test_columns_of_a_grouped_kernel_equal_gather(deformable_groups, groups):
+    """Kernels wide enough to be split into blocks; elsewhere they are narrower than one."""
+    x, offsets, mask, _ = random_arguments(2, height=3, width=4, groups=deformable_groups, channels=32 * groups)
+    rng = np.random.default_rng(6)
+    if groups == 2:
+        x = jnp.concatenate([x, x[..., ::-1]], axis=-1)  # 64 channels a group
+    kernel = jnp.asarray(rng.standard_normal((3, 3, x.shape[-1] // groups, 2 * groups)), jnp.float32)
+    cotangent = jnp.asarray(rng.standard_normal((2, 3, 4, 2 * groups)), jnp.float32)
+
+    def run(formulation):
+        def convolve(*arguments):
+            return deformable_conv(*arguments, groups=groups, formulation=formulation)
+
+        out, back = jax.vjp(jax.jit(convolve), x, offsets, mask, kernel)
+        return out, *back(cotangent)
+
+    for ours, expected in zip(run("columns"), run("gather"), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_gradients_in_bfloat16_are_near_those_in_float32(formulation):
+    arguments = random_arguments(4)
+
+    def gradients(dtype):
+        x, offsets, mask, kernel = arguments
+
+        def total(x, offsets, mask, kernel):
+            out = deformable_conv(x.astype(dtype), offsets, mask, kernel.astype(dtype), formulation=formulation)
+            return (out.astype(jnp.float32) ** 2).sum()
+
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(x, offsets, mask, kernel)
+
+    for half, whole in zip(gradients(jnp.bfloat16), gradients(jnp.float32), strict=True):
+        assert half.dtype == whole.dtype
+        np.testing.assert_allclose(half, whole, atol=0.03 * np.abs(whole).max())
+
+
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 def test_offsets_that_are_zero_learn_but_not_from_places_on_the_border(formulation):
     x, offsets, mask, kernel = random_arguments(1, reach=0.0)

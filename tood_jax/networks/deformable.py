@@ -1,14 +1,15 @@
 """Modulated deformable convolution, DCNv2 (Zhu et al. 2019): exact, with gradients of its own, on CPU, GPU and TPU.
 
-There are two formulations of equal numbers: tap by tap with gathers (deformable_gather.py) and output row by output row
-with matrix products (deformable_products.py). docs/deformable.md counts bytes and operations and compares them.
+There are three formulations of equal numbers: tap by tap with gathers (deformable_gather.py), all taps at once with
+gathers (deformable_columns.py), and output row by output row with matrix products (deformable_products.py).
+docs/deformable.md counts bytes and operations and compares them.
 
 Axes: B images · H, W the input's cells · h, w the output's cells · C input channels · G deformable groups, each of c =
 C/G channels · T = 9 taps of the 3×3 kernel, row by row · O output channels · 4 corners of a place: top left, top right,
 bottom left, bottom right. Offsets are (dy, dx) in cells.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -19,13 +20,17 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tood_jax.mesh import image_by_image
-from tood_jax.networks import deformable_gather, deformable_products
+from tood_jax.networks import deformable_columns, deformable_gather, deformable_products
 from tood_jax.networks.convolution import conv
-from tood_jax.networks.deformable_gather import ring, sample, tap_places
 from tood_jax.networks.deformable_places import SIZE, TAPS
 from tood_jax.networks.layers import Dtype
 
-Formulation = Literal["gather", "products", "columns"]
+Formulation = Literal["gather", "columns", "products"]
+_MODULES: dict[Formulation, Any] = {
+    "gather": deformable_gather,
+    "columns": deformable_columns,
+    "products": deformable_products,
+}
 
 
 def deformable_conv(
@@ -47,18 +52,16 @@ def deformable_conv(
         kernel: I = C / groups input channels each.
         stride: of the output's cells in the input.
         groups: of the kernel, as in any grouped convolution.
-        formulation: how to sample: "gather" (the default but on TPU), "products" (the default where the program is
-            compiled for a TPU, whose gathers are slow: one product an output row with six rows of the map, and more
-            where the offsets reach farther), or "columns", the textbook's way with JAX's own gradient and nine times
-            the memory. All give the same numbers.
+        formulation: how to sample: "gather" (the default on CPU), "columns" (on GPU: fewer and larger steps, and nine
+            times the map in memory), or "products" (on TPU, whose gathers are slow: one product an output row with six
+            rows of the map, and more where the offsets reach farther). All give the same numbers. The platform that
+            the program is compiled for decides.
 
-    Gradients to all four arrays are exact; at integer places the one-sided derivative towards the higher cell. They are
-    reverse-mode only, but for "columns".
+    Gradients to all four arrays are exact, and reverse-mode only; at integer places the one-sided derivative towards
+    the higher cell.
     """
     x = x.reshape(*x.shape[:3], offsets.shape[3], -1)
     kernel = kernel.reshape(TAPS, *kernel.shape[2:])
-    if formulation == "columns":
-        return _convolve_columns(x, offsets, mask, kernel, stride, groups)
 
     def convolve(*arrays):  # the rows that the offsets reach differ from device to device
         return _convolve(*arrays, stride, groups, formulation)
@@ -69,8 +72,8 @@ def deformable_conv(
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _convolve(x, offsets, mask, kernel, stride, groups, formulation):
     """Of x by deformable group and the kernel by tap."""
-    run = _formulated(formulation, deformable_gather.convolve, deformable_products.convolve, stride, groups)
-    return run(x, offsets, mask, kernel)
+    functions = {name: partial(module.convolve, stride=stride, groups=groups) for name, module in _MODULES.items()}
+    return _chosen(functions, formulation)(x, offsets, mask, kernel)
 
 
 def _forward(x, offsets, mask, kernel, stride, groups, formulation):
@@ -78,29 +81,19 @@ def _forward(x, offsets, mask, kernel, stride, groups, formulation):
 
 
 def _backward(stride, groups, formulation, arguments, cotangent):
-    run = _formulated(formulation, deformable_gather.pull_back, deformable_products.pull_back, stride, groups)
-    return run(*arguments, cotangent.astype(jnp.float32))
+    functions = {name: partial(module.pull_back, stride=stride, groups=groups) for name, module in _MODULES.items()}
+    return _chosen(functions, formulation)(*arguments, cotangent.astype(jnp.float32))
 
 
 _convolve.defvjp(_forward, _backward)
 
 
-def _formulated(formulation: Formulation | None, gather: Callable, products: Callable, stride: int, groups: int) -> Any:
-    """One of two functions, or the one that suits the platform that is compiled for, not the one at hand."""
-    gather, products = (partial(function, stride=stride, groups=groups) for function in (gather, products))
-    if formulation is None:
-        return partial(lax.platform_dependent, tpu=products, default=gather)
-    return {"gather": gather, "products": products}[formulation]
-
-
-def _convolve_columns(x, offsets, mask, kernel, stride, groups):
-    ringed = ring(x)
-    places = (tap_places(tap, offsets[..., tap, :], mask[..., tap], stride, *x.shape[1:3]) for tap in range(TAPS))
-    columns = jnp.stack([sample(ringed, place, x.shape[2]) for place in places])  # [T, B, h, w, G, c]
-    columns = columns.reshape(*columns.shape[:4], groups, -1)
-    kernel = kernel.reshape(*kernel.shape[:2], groups, -1)
-    out = jnp.einsum("tbhwgi,tigo->bhwgo", columns, kernel, preferred_element_type=jnp.float32)
-    return out.reshape(*out.shape[:3], -1).astype(x.dtype)
+def _chosen(functions: Mapping[Formulation, Callable[..., Any]], formulation: Formulation | None) -> Callable[..., Any]:
+    """Of a function's formulations this one, or that of the platform that is compiled for, not the one at hand."""
+    if formulation is not None:
+        return functions[formulation]
+    gather, columns, products = functions["gather"], functions["columns"], functions["products"]
+    return partial(lax.platform_dependent, tpu=products, cuda=columns, rocm=columns, default=gather)
 
 
 class DeformableConv(nn.Module):

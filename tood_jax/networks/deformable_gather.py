@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from tood_jax.networks.deformable_places import TAPS, Places, places_of
+from tood_jax.networks.deformable_places import TAPS, Places, corner_cells, places_of, ring, unring
 
 
 def convolve(
@@ -30,7 +30,7 @@ def convolve(
 
     def add_tap(total, tap):
         tap, offsets, mask, kernel = tap
-        seen = sample(ringed, tap_places(tap, offsets, mask, stride, *x.shape[1:3]), x.shape[2])
+        seen = _sample(ringed, _tap_places(tap, offsets, mask, stride, *x.shape[1:3]), x.shape[2])
         return total + _multiply(seen.reshape(*seen.shape[:3], -1), kernel, groups), None
 
     start = jnp.zeros((*offsets.shape[:3], kernel.shape[-1]), jnp.float32)
@@ -44,22 +44,18 @@ def pull_back(x, offsets, mask, kernel, cotangent, stride: int, groups: int) -> 
 
     def pull_tap(to_x, tap):
         tap, offsets, mask, kernel = tap
-        places = tap_places(tap, offsets, mask, stride, height, width)
-        seen = sample(ringed, places, width)
+        places = _tap_places(tap, offsets, mask, stride, height, width)
+        seen = _sample(ringed, places, width)
         _, back = jax.vjp(lambda seen, kernel: _multiply(seen.reshape(looks), kernel, groups), seen, kernel)
         to_seen, to_kernel = back(cotangent)
         to_x, dots = _pull(ringed, to_x, places, to_seen, width)
-        top_left, top_right, bottom_left, bottom_right = dots = jnp.where(places.inside, dots, 0)
-        to_mask = (places.corner_weights() * dots).sum(0)
-        to_row = (bottom_left - top_left) * (1 - places.right) + (bottom_right - top_right) * places.right
-        to_column = (top_right - top_left) * (1 - places.down) + (bottom_right - bottom_left) * places.down
-        to_offsets = jnp.stack([to_row, to_column], axis=-1) * places.mask[..., None]
+        to_offsets, to_mask = places.gradients(dots)
         return to_x, (to_offsets, to_mask, to_kernel)
 
     looks = (*offsets.shape[:3], x.shape[3] * x.shape[4])
     taps = _by_tap(offsets, mask, kernel)
     to_x, (to_offsets, to_mask, to_kernel) = lax.scan(pull_tap, jnp.zeros(ringed.shape, jnp.float32), taps)
-    to_x = _unring(to_x, height, width).astype(x.dtype)
+    to_x = unring(to_x, height, width).astype(x.dtype)
     return to_x, jnp.moveaxis(to_offsets, 0, 4), jnp.moveaxis(to_mask, 0, 4), to_kernel
 
 
@@ -77,30 +73,12 @@ def _by_tap(offsets, mask, kernel):
     return jnp.arange(TAPS), jnp.moveaxis(offsets, 4, 0), jnp.moveaxis(mask, 4, 0), kernel
 
 
-def tap_places(
+def _tap_places(
     tap: Int[Array, ""] | int, offsets: Float[Array, "b h w g 2"], mask, stride: int, height: int, width: int
 ) -> Places:
     """[B, h, w, G]: where one tap looks from each output cell."""
     rows, columns = (jnp.arange(length) * stride for length in offsets.shape[1:3])
     return places_of(offsets, mask, rows[:, None, None], columns[:, None], tap, height, width)
-
-
-def ring(x: Float[Array, "b hh ww g c"]) -> Float[Array, "g b n c"]:
-    """The (H + 2)·(W + 2) cells of x and of a ring of zeros around it, group by group."""
-    ringed = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
-    return jnp.moveaxis(ringed, 3, 0).reshape(x.shape[3], len(x), -1, x.shape[-1])
-
-
-def _unring(cells: Float[Array, "g b n c"], height: int, width: int) -> Float[Array, "b hh ww g c"]:
-    """The other way round."""
-    ringed = cells.reshape(*cells.shape[:2], height + 2, width + 2, -1)
-    return jnp.moveaxis(ringed[:, :, 1:-1, 1:-1], 0, 3)
-
-
-def _corner_cells(places: Places, width: int) -> Int[Array, "4 b h w g"]:
-    """Positions of the corners among the cells of the ringed map."""
-    first = places.top * (width + 2) + places.left
-    return jnp.stack([first + step for step in (0, 1, width + 2, width + 3)])
 
 
 @jax.vmap
@@ -135,10 +113,10 @@ def _scatter_on_cpu(total, cells, weights, rows, width):
 
 def _cells_and_weights(places: Places, width: int) -> tuple[Array, Array]:
     """Cells and masked weights of the corners; the barrier keeps XLA:CPU from computing them again a channel."""
-    return lax.optimization_barrier((_corner_cells(places, width), places.corner_weights() * places.mask))
+    return lax.optimization_barrier((corner_cells(places, width), places.corner_weights() * places.mask))
 
 
-def sample(x: Float[Array, "g b n c"], places: Places, width: int) -> Float[Array, "b h w g c"]:
+def _sample(x: Float[Array, "g b n c"], places: Places, width: int) -> Float[Array, "b h w g c"]:
     """Bilinear samples of a `ring`ed map, times the mask, weighed in float32."""
     cells, weights = _cells_and_weights(places, width)
 
@@ -151,7 +129,7 @@ def sample(x: Float[Array, "g b n c"], places: Places, width: int) -> Float[Arra
 def _pull(
     x: Float[Array, "g b n c"], to_x: Float[Array, "g b n c"], places: Places, cotangent: Array, width: int
 ) -> tuple[Float[Array, "g b n c"], Float[Array, "4 b h w g"]]:
-    """Back through `sample`: more gradient of x, and the products of the cotangent with the four corners."""
+    """Back through `_sample`: more gradient of x, and the products of the cotangent with the four corners."""
     cells, weights = _cells_and_weights(places, width)
     cotangent = cotangent.astype(jnp.float32)
 

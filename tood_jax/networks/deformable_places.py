@@ -1,4 +1,7 @@
-"""Where the taps of a deformable convolution look, between which cells, and how much they count there."""
+"""Where the taps of a deformable convolution look, between which cells, and how much they count there.
+
+Axes: as in deformable.py; n = (H + 2)·(W + 2) cells of a map with a ring of zeros around it.
+"""
 
 from typing import Any, NamedTuple
 
@@ -24,6 +27,14 @@ class Places(NamedTuple):
         down, right = self.down, self.right
         return jnp.stack([(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right])
 
+    def gradients(self, dots: Float[Array, "4 ..."]) -> tuple[Float[Array, "*k 2"], Float[Array, "*k"]]:
+        """Gradients of offsets and mask, from the products of the samples' cotangent with the four corners."""
+        top_left, top_right, bottom_left, bottom_right = dots = jnp.where(self.inside, dots, 0)
+        to_mask = (self.corner_weights() * dots).sum(0)
+        to_row = (bottom_left - top_left) * (1 - self.right) + (bottom_right - top_right) * self.right
+        to_column = (top_right - top_left) * (1 - self.down) + (bottom_right - bottom_left) * self.down
+        return jnp.stack([to_row, to_column], axis=-1) * self.mask[..., None], to_mask
+
 
 def places_of(
     offsets: Float[Array, "*k 2"],
@@ -47,3 +58,21 @@ def places_of(
     top, left = jnp.floor(y), jnp.floor(x)
     down, right = y - top, x - left
     return Places(top.astype(jnp.int32), left.astype(jnp.int32), down, right, inside, jnp.where(inside, mask, 0))
+
+
+def ring(x: Float[Array, "b hh ww g c"]) -> Float[Array, "g b n c"]:
+    """The cells of x and of a ring of zeros around it, group by group."""
+    ringed = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
+    return jnp.moveaxis(ringed, 3, 0).reshape(x.shape[3], len(x), -1, x.shape[-1])
+
+
+def unring(cells: Float[Array, "g b n c"], height: int, width: int) -> Float[Array, "b hh ww g c"]:
+    """The other way round."""
+    ringed = cells.reshape(*cells.shape[:2], height + 2, width + 2, -1)
+    return jnp.moveaxis(ringed[:, :, 1:-1, 1:-1], 0, 3)
+
+
+def corner_cells(places: Places, width: int) -> Int[Array, "4 ..."]:
+    """Positions of the corners among the cells of a ringed map of this width."""
+    first = places.top * (width + 2) + places.left
+    return jnp.stack([first + step for step in (0, 1, width + 2, width + 3)])

@@ -8,7 +8,6 @@ Axes: H, W the input's cells · h, w the output's cells · T = 9 taps · G defor
 of a window · K = R·W cells of a window · O output channels.
 """
 
-import math
 from functools import partial
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from tood_jax.networks.deformable_blocks import block_count, in_blocks
 from tood_jax.networks.deformable_places import TAPS, Places, places_of
 from tood_jax.networks.layers import Dtype
 
@@ -42,7 +42,7 @@ def convolve(
 
         return lax.map(of_row, (jnp.arange(len(offsets)), offsets, mask))
 
-    blocks = _in_blocks(kernel, groups)
+    blocks = in_blocks(kernel, groups, block_count(kernel.shape[1], groups, _LANES))
     return lax.map(of_image, (x, offsets, mask)).astype(x.dtype)
 
 
@@ -66,7 +66,8 @@ def pull_back(x, offsets, mask, kernel, cotangent, stride: int, groups: int) -> 
         (to_x, to_blocks), pulled = lax.scan(of_row, (jnp.zeros(x.shape, jnp.float32), to_blocks), rows)
         return to_blocks, (to_x, *pulled)
 
-    blocks, to_kernel = jax.vjp(lambda kernel: _in_blocks(kernel, groups), kernel.astype(jnp.float32))
+    count = block_count(kernel.shape[1], groups, _LANES)
+    blocks, to_kernel = jax.vjp(lambda kernel: in_blocks(kernel, groups, count), kernel.astype(jnp.float32))
     whole = jax.ShapeDtypeStruct(blocks.shape, jnp.float32)
     blocks = blocks.astype(kernel.dtype)
     to_blocks, pulled = lax.scan(of_image, jnp.zeros(blocks.shape, jnp.float32), (x, offsets, mask, cotangent))
@@ -79,16 +80,6 @@ def _multiply(sampled: Float[Array, "w t g c"], blocks: Float[Array, "t k i o"])
     sampled = sampled.reshape(*sampled.shape[:2], blocks.shape[1], -1)
     out = jnp.einsum("wtki,tkio->wko", sampled, blocks, preferred_element_type=jnp.float32)
     return out.reshape(len(out), -1)
-
-
-def _in_blocks(kernel: Float[Array, "t i o"], groups: int) -> Float[Array, "t blocks in_ out"]:
-    """A grouped kernel as fewer, larger blocks with zeros in them, as wide as the TPU's matrix unit."""
-    taps, depth, channels = kernel.shape
-    many = math.gcd(groups, max(_LANES // depth, 1))  # groups a block
-    split = kernel.reshape(taps, depth, groups // many, many, channels // groups)
-    diagonal = jnp.eye(many, dtype=kernel.dtype)
-    blocks = jnp.einsum("tikmo,mn->tkmino", split, diagonal)
-    return blocks.reshape(taps, groups // many, many * depth, -1)
 
 
 def _places(row: Int[Array, ""], offsets, mask, stride: int, height: int, width: int) -> Places:
