@@ -1,6 +1,7 @@
 """Deformable convolution: the golden numbers in every formulation, plain convolution as a special case, extremes."""
 
 import re
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -189,6 +190,22 @@ def test_columns_of_a_grouped_kernel_equal_gather(deformable_groups, groups):
 
     for ours, expected in zip(run("columns"), run("gather"), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("platform", "formulation"), [("cpu", "gather"), ("cuda", "columns"), ("rocm", "columns"), ("tpu", "products")]
+)
+def test_the_platform_that_is_compiled_for_chooses(platform, formulation):
+    def lowered(formulation):
+        traced = jax.jit(lambda *a: deformable_conv(*a, formulation=formulation)).trace(*random_arguments(0))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    def operations(text):
+        return Counter(re.findall(r"stablehlo\.(gather|while|dot_general)\b", text))
+
+    assert operations(lowered(None)) == operations(lowered(formulation))
+    others = set(FORMULATIONS) - {formulation}
+    assert all(operations(lowered(None)) != operations(lowered(other)) for other in others)
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
