@@ -22,6 +22,7 @@ from benchmarks.common import R50, ROOT, print_table
 
 RESULTS = ROOT / "benchmarks" / "results"
 COMMITTED = RESULTS / "bench.json"
+X101_DCN = "configs/tood_x101_64x4d_fpn_dconv_c4_c5_ms_2x_coco.py"
 FULL_SIZE = "--height 800 --width 1344 --train.precision=bfloat16 --devices 1"
 SETS = {  # name: command
     "short": {
@@ -36,6 +37,7 @@ SETS = {  # name: command
             f"training_{images}": f"train_step --config {R50} {FULL_SIZE} --batch {images} --repeats 10"
             for images in (8, 16, 32, 64)
         },
+        "training_x101_dcn": f"train_step --config {X101_DCN} {FULL_SIZE} --batch 4 --repeats 10",
         "stages": f"stages --config {R50} {FULL_SIZE} --batch 16 --peer",
         "inference_32": f"inference --config {R50} {FULL_SIZE} --batch 32 --repeats 20",
         "inference_1": f"inference --config {R50} {FULL_SIZE} --batch 1 --repeats 50",
@@ -43,12 +45,17 @@ SETS = {  # name: command
         "assigners": "assigners --batch 16",
         "nms": "nms --candidates 1000 5000 20000",
         "deformable": "deformable --dtype bfloat16 --batch 8",
+        "deformable_64groups": "deformable --dtype bfloat16 --batch 8 --channels 1024 --groups 64 "
+        "--formulations gather columns",
         "convolutions": "convolutions --batch 16 --height 800 --width 1344 --dtype bfloat16",
         "alternatives": "alternatives --batch 16",
         "memory": f"memory --config {R50} --batch 8 --height 800 --width 1344",
     },
 }
-WHICH = ("phase", "case", "assigner", "objects", "candidates", "convolution", "what", "row", "side", "work", "way")
+WHICH = (
+    *("phase", "case", "assigner", "objects", "candidates", "convolution", "what", "row", "side", "work", "way"),
+    *("formulation", "pass"),
+)
 Figures = dict[str, float]  # what: median seconds
 
 

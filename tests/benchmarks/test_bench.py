@@ -48,3 +48,15 @@ def test_every_command_of_bench_is_understood(chosen):
             assert (ROOT / words.pop(at + 1)).exists()
             words.pop(at)
         assert isinstance(tyro.cli(benchmark.Args, args=words, use_underscores=True), benchmark.Args)
+
+
+def reports_of_bench():
+    modules = {command.split()[0] for commands in bench.SETS.values() for command in commands.values()}
+    reports = {file.stem: json.loads(file.read_text()) for file in sorted(bench.RESULTS.glob("*.json"))}
+    return {name: report for name, report in reports.items() if report.get("benchmark") in modules}
+
+
+@pytest.mark.parametrize(("name", "report"), reports_of_bench().items())
+def test_no_two_figures_of_a_report_share_a_name(name, report):
+    names = [what for what, _ in bench.figures(report)]
+    assert len(names) == len(set(names)), name
