@@ -43,9 +43,11 @@ from tood_jax.geometry import sampling, sampling_products
 from tood_jax.geometry.boxes import pairwise_iou
 from tood_jax.geometry.pyramid import pyramid
 from tood_jax.networks.convolution import by_depth
+from tood_jax.networks.kernel_blocks import LANES, widened
 from tood_jax.postprocess import nms
 
 NAME = "alternatives"
+GROUPS = 64  # of ResNeXt-101-64x4d
 OBJECTS, TOPK = 64, 13  # G of the product's chunk, m of the paper
 CANDIDATES, DETECTIONS, TILE, IOU = 5000, 100, 128, 0.6
 STEM = {"window_strides": (2, 2), "padding": ((3, 3), (3, 3)), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -127,6 +129,8 @@ def cases(args: Args) -> dict[str, Case]:
     shapes, cells = canvas.shapes, len(canvas.points)
     image = rng.standard_normal((args.batch, args.height, args.width, 3), np.float32)
     kernel = rng.standard_normal((7, 7, 3, 64), np.float32)
+    grouped_map = rng.standard_normal((args.batch, *shapes[0], 512), np.float32)  # c3 of X101-64x4d
+    grouped_kernel = rng.standard_normal((3, 3, 512 // GROUPS, 512), np.float32)
     sides = rng.uniform(0, 8, (args.batch, cells, 4)).astype(np.float32)
     offsets = rng.normal(0, 1.5, (args.batch, cells, 4, 2)).astype(np.float32)
     metric = np.maximum(rng.uniform(-9, 1, (args.batch * OBJECTS, cells)), 0).astype(np.float32)
@@ -142,6 +146,13 @@ def cases(args: Args) -> dict[str, Case]:
                 "space to depth by reshapes": stem_by_reshapes,
             },
             (image, kernel),
+        ),
+        "grouped 3×3 and its map's gradient": (
+            {
+                "64 groups of 8 channels": functools.partial(grouped, width=8),
+                **{f"blocks of {width}": functools.partial(grouped, width=width) for width in (64, LANES, 256)},
+            },
+            (grouped_map, grouped_kernel, grouped_map[::-1].copy()),
         ),
         "sampling": ({"gather": gather, "products": products}, (sides, offsets)),
         "its gradient": (
@@ -167,6 +178,20 @@ def cases(args: Args) -> dict[str, Case]:
             (boxes, scores, labels),
         ),
     }
+
+
+def grouped(x: jax.Array, kernel: jax.Array, cotangent: jax.Array, *, width: int) -> tuple[jax.Array, jax.Array]:
+    """A convolution of GROUPS groups in blocks of so many input channels, and the gradient of its map."""
+    kernel, groups = widened(kernel, GROUPS, width)
+    layout = ("NHWC", "HWIO", "NHWC")
+
+    def convolve(x):
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=layout, feature_group_count=groups
+        )
+
+    out, pull_back = jax.vjp(convolve, x)
+    return out, *pull_back(cotangent)
 
 
 def stem_by_reshapes(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ SIZE = ("--batch=1", "--height=128", "--width=160")
 def test_all_ways_agree_and_are_timed(measured, capsys):
     report = measured(alternatives, *SIZE)
     ways = {(row["work"], row["way"]) for row in report["results"]}
-    assert len(ways) == len(report["results"]) == 12
+    assert len(ways) == len(report["results"]) == 16
     for row in report["results"]:
         check_timing(row)
     assert "| sampling " in capsys.readouterr().out

@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, use_abstrac
 
 from tood_jax.ahead_of_time.report import collectives_of
 from tood_jax.networks.convolution import by_depth, conv, convolve
+from tood_jax.networks.kernel_blocks import widened
 from tood_jax.training.sharding import make_mesh
 
 
@@ -108,6 +109,49 @@ def test_only_a_stem_on_tpus_goes_by_depth():
     for options in ({"side": 9}, {"inputs": 8}, {"stride": 1}, {"space": 2}):
         assert kernel_size("tpu", **options) == 7
     assert kernel_size("cpu") == kernel_size("cuda") == 7
+
+
+@pytest.mark.parametrize(
+    ("depth", "groups", "stride", "blocks"),
+    [(4, 6, 1, 1), (8, 32, 2, 2), (48, 3, 1, 3), (128, 2, 1, 2)],  # 24, 128, 48 and 128 channels a block
+)
+def test_grouped_ones_in_blocks_have_the_same_values_and_gradients(depth, groups, stride, blocks):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((1, 5, 6, depth * groups)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, depth, 2 * groups)), jnp.float32)
+    wide, count = widened(kernel, groups, 128)
+    assert (count, wide.shape) == (blocks, (3, 3, depth * groups // blocks, 2 * groups))
+
+    def in_blocks(x, kernel):
+        wide, count = widened(kernel, groups, 128)
+        return native(x, wide, stride, 1, count)
+
+    expected, pull_back = jax.vjp(lambda x, kernel: native(x, kernel, stride, 1, groups), x, kernel)
+    ours, our_pull_back = jax.vjp(in_blocks, x, kernel)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    for found, gradient in zip(our_pull_back(expected), pull_back(expected), strict=True):
+        np.testing.assert_allclose(found, gradient, rtol=1e-4, atol=1e-3)
+
+
+def test_only_tpus_put_groups_together():
+    x, kernel = jnp.ones((1, 8, 8, 256)), jnp.ones((3, 3, 8, 256))
+
+    def gradients(x, kernel):
+        out, pull_back = jax.vjp(partial(convolve, padding=1, groups=32), x, kernel)
+        return out, pull_back(out)
+
+    def groups(platform):
+        text = jax.jit(gradients).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+        pattern = r"(batch_group_count|feature_group_count) = (\d+)"
+        return [
+            max(int(count) for _, count in re.findall(pattern, line))
+            for line in text.splitlines()
+            if "stablehlo.convolution" in line
+        ]
+
+    assert groups("tpu") == [2, 2, 2]
+    assert groups("cuda") == [32, 32, 32]
+    assert groups("cpu") == [32, 32]  # and nine products
 
 
 def test_grouped_layer_has_the_parameters_and_values_of_a_plain_one():

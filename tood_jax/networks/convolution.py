@@ -3,9 +3,9 @@
 XLA:CPU forms the gradient of a kernel slowly: 3 to 40 times slower than a matrix product does, and a grouped one's 400
 times. So on CPUs gradients of kernels are products, one a tap or one a column of taps, 1×1 convolutions products
 altogether, and gradients of small maps and convolutions of few outputs one product, summed where taps meet
-(`python -m benchmarks.convolutions`). GPUs and TPUs keep the native convolutions, but for the stem on TPUs, which sees
-2×2 pixels as one of more channels (`python -m benchmarks.alternatives`). The platform that is compiled for decides, for
-it needn't be the one at hand.
+(`python -m benchmarks.convolutions`). GPUs and TPUs keep the native convolutions, but for two on TPUs: the stem, which
+sees 2×2 pixels as one of more channels, and grouped ones, whose groups are put together into blocks of 128 channels
+(`python -m benchmarks.alternatives`). The platform that is compiled for decides, for it needn't be the one at hand.
 
 Maps are NHWC, kernels HWIO. Axes: B images · H, W the input's cells · h, w the output's · I, O channels.
 """
@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from tood_jax.mesh import height_is_split, image_by_image
 from tood_jax.networks.fusion import computed_once
+from tood_jax.networks.kernel_blocks import LANES, widened
 
 # On CPUs a kernel's gradient is products of its taps if it has at most so many (a stem's 49 are quicker in one), and a
 # map of so many cells, or so many inputs times outputs: with fewer little is gained, and these products take longer to
@@ -97,6 +98,9 @@ def _convolve(x, kernel, stride, padding, groups, precision):
     if stride == 1 and kernel.shape[-1] <= FEW_OUTPUTS and _suits_columns(kernel, x, groups, kernel.shape[-1]):
         spread = partial(_by_spreading, padding=padding, precision=precision)
         return lax.platform_dependent(x, kernel, cpu=spread, default=native)
+    if groups > 1:
+        blocks = partial(_by_blocks, stride=stride, padding=padding, groups=groups, precision=precision)
+        return lax.platform_dependent(x, kernel, tpu=blocks, default=native)
     if _is_stem(x, kernel, stride, padding) and not height_is_split():
         return lax.platform_dependent(x, kernel, tpu=partial(by_depth, precision=precision), default=native)
     return native(x, kernel)
@@ -127,9 +131,15 @@ def _backward(stride, padding, groups, precision, residuals, cotangent):
     if _suits_taps(kernel, cotangent, groups):
         how = {"stride": stride, "padding": padding, "groups": groups, "precision": precision}
         on_cpu_of_kernel = partial(_kernel_gradient_by_taps, **how)
+    if groups == 1:
+        return (
+            lax.platform_dependent(*arguments, cpu=on_cpu_of_x, default=gradient_of_x),
+            lax.platform_dependent(*arguments, cpu=on_cpu_of_kernel, default=gradient_of_kernel),
+        )
+    blocks = partial(_by_blocks, stride=stride, padding=padding, groups=groups, precision=precision)
     return (
-        lax.platform_dependent(*arguments, cpu=on_cpu_of_x, default=gradient_of_x),
-        lax.platform_dependent(*arguments, cpu=on_cpu_of_kernel, default=gradient_of_kernel),
+        lax.platform_dependent(*arguments, cpu=on_cpu_of_x, tpu=to_x(blocks), default=gradient_of_x),
+        lax.platform_dependent(*arguments, cpu=on_cpu_of_kernel, tpu=to_kernel(blocks), default=gradient_of_kernel),
     )
 
 
@@ -142,6 +152,15 @@ def _native(x, kernel, *, stride, padding, groups, precision):
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), around, None, None, layout, groups, precision=precision
     )
+
+
+def _by_blocks(x, kernel, *, stride, padding, groups, precision):
+    """A grouped convolution in blocks as wide as a TPU's matrix unit.
+
+    Of narrower groups XLA:TPU makes maps that give each 128 numbers' room, and works on them one by one.
+    """
+    kernel, groups = widened(kernel, groups, LANES)
+    return _native(x, kernel, stride=stride, padding=padding, groups=groups, precision=precision)
 
 
 def _is_product(kernel, padding: int, groups: int) -> bool:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from tood_jax.networks.deformable_blocks import block_count, in_blocks
 from tood_jax.networks.deformable_places import TAPS, Places, corner_cells, places_of, ring, unring
+from tood_jax.networks.kernel_blocks import block_count, in_blocks
 
 _WIDTH = 64  # channels of a block, where groups of a kernel are narrower: a cache line of bfloat16
 

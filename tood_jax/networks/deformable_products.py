@@ -15,12 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from tood_jax.networks.deformable_blocks import block_count, in_blocks
 from tood_jax.networks.deformable_places import TAPS, Places, places_of
+from tood_jax.networks.kernel_blocks import LANES, block_count, in_blocks
 from tood_jax.networks.layers import Dtype
 
 _ROWS = 6
-_LANES = 128
 
 
 def convolve(
@@ -42,7 +41,7 @@ def convolve(
 
         return lax.map(of_row, (jnp.arange(len(offsets)), offsets, mask))
 
-    blocks = in_blocks(kernel, groups, block_count(kernel.shape[1], groups, _LANES))
+    blocks = in_blocks(kernel, groups, block_count(kernel.shape[1], groups, LANES))
     return lax.map(of_image, (x, offsets, mask)).astype(x.dtype)
 
 
@@ -66,7 +65,7 @@ def pull_back(x, offsets, mask, kernel, cotangent, stride: int, groups: int) -> 
         (to_x, to_blocks), pulled = lax.scan(of_row, (jnp.zeros(x.shape, jnp.float32), to_blocks), rows)
         return to_blocks, (to_x, *pulled)
 
-    count = block_count(kernel.shape[1], groups, _LANES)
+    count = block_count(kernel.shape[1], groups, LANES)
     blocks, to_kernel = jax.vjp(lambda kernel: in_blocks(kernel, groups, count), kernel.astype(jnp.float32))
     whole = jax.ShapeDtypeStruct(blocks.shape, jnp.float32)
     blocks = blocks.astype(kernel.dtype)
