@@ -157,7 +157,7 @@ def _native(x, kernel, *, stride, padding, groups, precision):
 def _by_blocks(x, kernel, *, stride, padding, groups, precision):
     """A grouped convolution in blocks as wide as a TPU's matrix unit.
 
-    Of narrower groups XLA:TPU makes maps that give each 128 numbers' room, and works on them one by one.
+    XLA:TPU gives each group 128 numbers' room, however few channels it has.
     """
     kernel, groups = widened(kernel, groups, LANES)
     return _native(x, kernel, stride=stride, padding=padding, groups=groups, precision=precision)
