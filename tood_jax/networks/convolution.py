@@ -98,9 +98,6 @@ def _convolve(x, kernel, stride, padding, groups, precision):
     if stride == 1 and kernel.shape[-1] <= FEW_OUTPUTS and _suits_columns(kernel, x, groups, kernel.shape[-1]):
         spread = partial(_by_spreading, padding=padding, precision=precision)
         return lax.platform_dependent(x, kernel, cpu=spread, default=native)
-    if groups > 1:
-        blocks = partial(_by_blocks, stride=stride, padding=padding, groups=groups, precision=precision)
-        return lax.platform_dependent(x, kernel, tpu=blocks, default=native)
     if _is_stem(x, kernel, stride, padding) and not height_is_split():
         return lax.platform_dependent(x, kernel, tpu=partial(by_depth, precision=precision), default=native)
     return native(x, kernel)
@@ -131,15 +128,9 @@ def _backward(stride, padding, groups, precision, residuals, cotangent):
     if _suits_taps(kernel, cotangent, groups):
         how = {"stride": stride, "padding": padding, "groups": groups, "precision": precision}
         on_cpu_of_kernel = partial(_kernel_gradient_by_taps, **how)
-    if groups == 1:
-        return (
-            lax.platform_dependent(*arguments, cpu=on_cpu_of_x, default=gradient_of_x),
-            lax.platform_dependent(*arguments, cpu=on_cpu_of_kernel, default=gradient_of_kernel),
-        )
-    blocks = partial(_by_blocks, stride=stride, padding=padding, groups=groups, precision=precision)
     return (
-        lax.platform_dependent(*arguments, cpu=on_cpu_of_x, tpu=to_x(blocks), default=gradient_of_x),
-        lax.platform_dependent(*arguments, cpu=on_cpu_of_kernel, tpu=to_kernel(blocks), default=gradient_of_kernel),
+        lax.platform_dependent(*arguments, cpu=on_cpu_of_x, default=gradient_of_x),
+        lax.platform_dependent(*arguments, cpu=on_cpu_of_kernel, default=gradient_of_kernel),
     )
 
 
@@ -147,20 +138,23 @@ _convolve.defvjp(_forward, _backward)
 
 
 def _native(x, kernel, *, stride, padding, groups, precision):
-    around = ((padding, padding), (padding, padding))
-    layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), around, None, None, layout, groups, precision=precision
-    )
+    """XLA's own convolution; on TPUs a grouped one runs in blocks as wide as the matrix unit.
 
-
-def _by_blocks(x, kernel, *, stride, padding, groups, precision):
-    """A grouped convolution in blocks as wide as a TPU's matrix unit.
-
-    XLA:TPU gives each group 128 numbers' room, however few channels it has.
+    There XLA gives each group 128 numbers' room, however few channels it has.
     """
-    kernel, groups = widened(kernel, groups, LANES)
-    return _native(x, kernel, stride=stride, padding=padding, groups=groups, precision=precision)
+
+    def convolve(x, kernel, groups=groups):
+        around = ((padding, padding), (padding, padding))
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), around, None, None, layout, groups, precision=precision
+        )
+
+    if groups == 1:
+        return convolve(x, kernel)
+    return lax.platform_dependent(
+        x, kernel, tpu=lambda x, kernel: convolve(x, *widened(kernel, groups, LANES)), default=convolve
+    )
 
 
 def _is_product(kernel, padding: int, groups: int) -> bool:

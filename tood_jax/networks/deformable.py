@@ -9,7 +9,7 @@ C/G channels · T = 9 taps of the 3×3 kernel, row by row · O output channels �
 bottom left, bottom right. Offsets are (dy, dx) in cells.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -26,11 +26,7 @@ from tood_jax.networks.deformable_places import SIZE, TAPS
 from tood_jax.networks.layers import Dtype
 
 Formulation = Literal["gather", "columns", "products"]
-_MODULES: dict[Formulation, Any] = {
-    "gather": deformable_gather,
-    "columns": deformable_columns,
-    "products": deformable_products,
-}
+_MODULES: tuple[Any, ...] = (deformable_gather, deformable_columns, deformable_products)  # in that order
 
 
 def deformable_conv(
@@ -72,8 +68,8 @@ def deformable_conv(
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _convolve(x, offsets, mask, kernel, stride, groups, formulation):
     """Of x by deformable group and the kernel by tap."""
-    functions = {name: partial(module.convolve, stride=stride, groups=groups) for name, module in _MODULES.items()}
-    return _chosen(functions, formulation)(x, offsets, mask, kernel)
+    run = _chosen(formulation, [module.convolve for module in _MODULES], stride, groups)
+    return run(x, offsets, mask, kernel)
 
 
 def _forward(x, offsets, mask, kernel, stride, groups, formulation):
@@ -81,19 +77,19 @@ def _forward(x, offsets, mask, kernel, stride, groups, formulation):
 
 
 def _backward(stride, groups, formulation, arguments, cotangent):
-    functions = {name: partial(module.pull_back, stride=stride, groups=groups) for name, module in _MODULES.items()}
-    return _chosen(functions, formulation)(*arguments, cotangent.astype(jnp.float32))
+    run = _chosen(formulation, [module.pull_back for module in _MODULES], stride, groups)
+    return run(*arguments, cotangent)
 
 
 _convolve.defvjp(_forward, _backward)
 
 
-def _chosen(functions: Mapping[Formulation, Callable[..., Any]], formulation: Formulation | None) -> Callable[..., Any]:
-    """Of a function's formulations this one, or that of the platform that is compiled for, not the one at hand."""
-    if formulation is not None:
-        return functions[formulation]
-    gather, columns, products = functions["gather"], functions["columns"], functions["products"]
-    return partial(lax.platform_dependent, tpu=products, cuda=columns, rocm=columns, default=gather)
+def _chosen(formulation: Formulation | None, functions: Sequence[Callable], stride: int, groups: int) -> Any:
+    """That function of _MODULES', or the one that suits the platform that is compiled for, not the one at hand."""
+    gather, columns, products = (partial(function, stride=stride, groups=groups) for function in functions)
+    if formulation is None:
+        return partial(lax.platform_dependent, tpu=products, cuda=columns, rocm=columns, default=gather)
+    return {"gather": gather, "columns": columns, "products": products}[formulation]
 
 
 class DeformableConv(nn.Module):

@@ -37,7 +37,7 @@ def convolve(
 
 
 def pull_back(x, offsets, mask, kernel, cotangent, stride: int, groups: int) -> tuple[Array, Array, Array, Array]:
-    """Gradients of x, offsets, mask and kernel, each in its dtype, from the output's cotangent."""
+    """Gradients of x, offsets, mask and kernel, each in its dtype, from the output's cotangent in that of x."""
     # Or XLA would keep the columns that `convolve` made, of every layer, until now.
     x, offsets, mask, cotangent = lax.optimization_barrier((x, offsets, mask, cotangent))
     height, width = x.shape[1:3]
@@ -46,7 +46,7 @@ def pull_back(x, offsets, mask, kernel, cotangent, stride: int, groups: int) -> 
     places = _places(x, offsets, mask, stride)
     corners = _corners(places, len(ringed), width)
     blocks, to_kernel = jax.vjp(lambda kernel: in_blocks(kernel, groups, count), kernel.astype(jnp.float32))
-    blocks, cotangent = blocks.astype(kernel.dtype), cotangent.astype(x.dtype)
+    blocks = blocks.astype(kernel.dtype)
     to_blocks = _pull_blocks(_sample(ringed, *corners), cotangent, blocks)
     to_columns = _pull_columns(cotangent, blocks, len(ringed))
     # Or the corners, four times the columns, would be kept from the first look for the second.
@@ -105,38 +105,37 @@ def _sample(ringed: Float[Array, "s b n c_"], cells, weights) -> Float[Array, "s
 
 
 def _multiply(columns: Float[Array, "s b h w t c_"], blocks: Float[Array, "t k i o"]) -> Float[Array, "b h w o_"]:
-    """In float32."""
+    """In float32. No einsum, here and for the columns' gradient: it turns them around, and then they are transposed."""
     meeting = ((1, 5, 6), (2, 0, 3)), ((0,), (1,))
-    out = jnp.moveaxis(lax.dot_general(*_meeting(columns, blocks), meeting, preferred_element_type=jnp.float32), 0, 3)
+    columns, blocks = _by_block(columns, blocks), _by_parts(blocks, len(columns))
+    out = jnp.moveaxis(lax.dot_general(columns, blocks, meeting, preferred_element_type=jnp.float32), 0, 3)
     return out.reshape(*out.shape[:3], -1)
-
-
-def _meeting(columns: Float[Array, "s b h w t c_"], blocks: Float[Array, "t k i o"]) -> tuple[Array, Array]:
-    """[K, S/K, B, h, w, T, s] and [T, K, S/K, s, o]: the parts of a block apart."""
-    taps, count, _, outputs = blocks.shape
-    return (
-        columns.reshape(count, -1, *columns.shape[1:]),
-        blocks.reshape(taps, count, -1, columns.shape[-1], outputs),
-    )
 
 
 def _pull_blocks(columns, cotangent: Float[Array, "b h w o_"], blocks) -> Float[Array, "t k i o"]:
     """Back through `_multiply` to the blocks, in float32."""
     cotangent = cotangent.reshape(*cotangent.shape[:3], blocks.shape[1], -1)
-    columns, _ = _meeting(columns, blocks)
+    columns = _by_block(columns, blocks)
     found = jnp.einsum("kpbhwtc,bhwko->tkpco", columns, cotangent, preferred_element_type=jnp.float32)
     return found.reshape(blocks.shape)
 
 
 def _pull_columns(cotangent: Float[Array, "b h w o_"], blocks, parts: int) -> Float[Array, "s b h w t c_"]:
     """Back through `_multiply` to the columns, in the cotangent's dtype."""
-    taps, count, _, outputs = blocks.shape
-    cotangent = cotangent.reshape(*cotangent.shape[:3], count, outputs)
-    blocks = blocks.reshape(taps, count, parts // count, -1, outputs)
-    # No einsum, which turns it around and so leaves columns that have to be transposed.
-    found = lax.dot_general(cotangent, blocks, (((4,), (4,)), ((3,), (1,))), preferred_element_type=jnp.float32)
+    cotangent = cotangent.reshape(*cotangent.shape[:3], blocks.shape[1], -1)
+    meeting, blocks = (((4,), (4,)), ((3,), (1,))), _by_parts(blocks, parts)
+    found = lax.dot_general(cotangent, blocks, meeting, preferred_element_type=jnp.float32)
     found = jnp.moveaxis(found.astype(cotangent.dtype), 5, 1)  # [K, S/K, B, h, w, T, s]
     return found.reshape(parts, *found.shape[2:])
+
+
+def _by_block(columns: Float[Array, "s b h w t c_"], blocks) -> Float[Array, "k p b h w t c_"]:
+    return columns.reshape(blocks.shape[1], -1, *columns.shape[1:])
+
+
+def _by_parts(blocks: Float[Array, "t k i o"], parts: int) -> Float[Array, "t k p c_ o"]:
+    taps, count, _, outputs = blocks.shape
+    return blocks.reshape(taps, count, parts // count, -1, outputs)
 
 
 def _pull_samples(

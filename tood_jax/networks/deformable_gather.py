@@ -38,7 +38,8 @@ def convolve(
 
 
 def pull_back(x, offsets, mask, kernel, cotangent, stride: int, groups: int) -> tuple[Array, Array, Array, Array]:
-    """Gradients of x, offsets, mask and kernel, each in its dtype, from the output's cotangent in float32."""
+    """Gradients of x, offsets, mask and kernel, each in its dtype, from the output's cotangent."""
+    cotangent = cotangent.astype(jnp.float32)
     height, width = x.shape[1:3]
     ringed = ring(x)
 

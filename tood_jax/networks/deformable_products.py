@@ -46,7 +46,8 @@ def convolve(
 
 
 def pull_back(x, offsets, mask, kernel, cotangent, stride: int, groups: int) -> tuple[Array, Array, Array, Array]:
-    """Gradients of x, offsets, mask and kernel, each in its dtype, from the output's cotangent in float32."""
+    """Gradients of x, offsets, mask and kernel, each in its dtype, from the output's cotangent."""
+    cotangent = cotangent.astype(jnp.float32)
 
     def of_image(to_blocks, arguments):
         x, offsets, mask, cotangent = arguments
