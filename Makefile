@@ -39,10 +39,10 @@ torch: env  ## PyTorch's CPU build into .venv, once
 	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install --quiet --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
 
 bench: env  ## speed of the main pieces beside the committed figures (some minutes)
-	@$(PY) -m benchmarks.bench
+	@$(PY) -m benchmarks.suite
 
 bench-gpu: env  ## all that is measured on a GPU, into benchmarks/results/gpu (needs jax[cuda12] and a GPU's build of PyTorch)
-	@JAX_PLATFORMS=cuda $(PY) -m benchmarks.bench --set gpu
+	@JAX_PLATFORMS=cuda $(PY) -m benchmarks.suite --set gpu
 
 lint: env  ## ruff
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

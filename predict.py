@@ -1,4 +1,4 @@
-"""Detect in pictures: python predict.py --checkpoint runs/NAME --images FILE_FOLDER_OR_GLOB … --out FOLDER"""
+"""Detect objects in images: python predict.py --checkpoint runs/NAME --images FILE_FOLDER_OR_GLOB … --out FOLDER"""
 
 from tood_jax.cli.predict import main
 

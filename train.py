@@ -2,7 +2,7 @@
 
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # some package swallows the KeyboardInterrupt of a Ctrl-C while imported
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # imports of some packages ignore a Ctrl-C
 
 from tood_jax.cli.train import main  # noqa: E402
 

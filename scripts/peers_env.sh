@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An environment in .venv-peers with mmdetection and Ultralytics, the peers of benchmarks/versus_torch.py and of
+# An environment in .venv-peers with mmdetection and Ultralytics, the peers of benchmarks/cases/peer_comparison.py and of
 # compare_torch.py --peer mmdet. Of mmcv's operators just those that TOOD needs are compiled (NMS and the deformable
 # convolutions, for the CPU), by mmcv's own sources: some minutes; all of them take half an hour.
 set -euo pipefail
@@ -17,4 +17,4 @@ mkdir -p "$build"
 pip download --no-deps --no-build-isolation --no-binary mmcv mmcv==2.1.0 --dest "$build"
 tar -xzf "$build/mmcv-2.1.0.tar.gz" -C "$build"
 PATH="$PWD/.venv-peers/bin:$PATH" "$python" scripts/build_mmcv_operators.py "$build/mmcv-2.1.0"
-echo "Ready: .venv-peers/bin/python -m benchmarks.versus_torch …, .venv-peers/bin/python compare_torch.py --peer mmdet …"
+echo "Ready: .venv-peers/bin/python -m benchmarks.cases.peer_comparison …, .venv-peers/bin/python compare_torch.py --peer mmdet …"

@@ -14,23 +14,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from tests.goldens.weights import image_batch, named_array
-from tood_jax.build import build_model
-from tood_jax.cli.options import load_config
 from tood_jax.config import BackboneConfig, Config, HeadConfig
-from tood_jax.detectors.detector import detections
-from tood_jax.detectors.losses import detection_losses, loss_parts
-from tood_jax.training.optimizer import descend, make_optimizer
+from tood_jax.config.files import load_config
+from tood_jax.criterion.losses import detection_losses, loss_parts
+from tood_jax.models.build import build_model
+from tood_jax.models.detector import detections
+from tood_jax.ops.group_norm import group_norm
+from tood_jax.training.optimizer import make_optimizer
 from tood_jax.types import Batch
 from tood_jax.weights.mapping import export_state_dict, import_state_dict
 from tood_jax.weights.naming import is_ignored
 
 FOLDER = Path(__file__).parent / "goldens"
-R50, R50_ANCHOR_BASED, X101 = NAMES = (
+R50, R50_ANCHOR_BASED, X101, X101_DCN = NAMES = (
     "tood_r50_fpn_1x_coco",
     "tood_r50_fpn_anchor-based_1x_coco",
     "tood_x101-64x4d_fpn_ms-2x_coco",
+    "tood_x101-64x4d-dconv-c4-c5_fpn_ms-2x_coco",
 )
 FCOS, GFL = "fcos_r50_fpn_gn_head_center", "gfl_r50_fpn_1x_coco"
 RIVALS = {  # golden file → config in configs/rivals
@@ -70,8 +73,22 @@ RELU_ACCIDENTS = {
         ReluAccident("tal", ("head", "align", "cls_alignment_0"), 0, (1, 6, 14), 40, -2e-5),
     ),
     X101: (ReluAccident("tal", ("head", "inter_1_norm"), 0, (0, 5, 14), 244, 1.2e-5),),
+    X101_DCN: tuple(
+        ReluAccident(phase, layer, 0, cell, channel, nudge)
+        for phase in ("atss", "tal")
+        for layer, cell, channel, nudge in (
+            (("head", "inter_0_norm"), (1, 8, 6), 128, 2.5e-5),
+            (("backbone", "layer3_7", "norm2"), (0, 6, 1), 297, -4e-6),
+        )
+    ),
     FCOS: (ReluAccident("atss", ("head", "reg_tower", "conv_2_norm"), 0, (0, 10, 11), 91, 4e-6),),
 }
+
+
+def _convolution_of(layer: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The interactive convolution before a norm of T-head; None for other layers."""
+    scope, name = layer[:-1], layer[-1]
+    return (*scope, name.removesuffix("_norm")) if scope == ("head",) and name.startswith("inter_") else None
 
 
 def _file(name: str) -> Path:
@@ -88,6 +105,9 @@ def golden_config(name: str) -> Config:
         return dataclasses.replace(config, head=HeadConfig(box_coding="anchor_deltas"))
     if name == X101:
         return dataclasses.replace(config, backbone=BackboneConfig(depth=101, groups=64, width_per_group=4))
+    if name == X101_DCN:
+        backbone = BackboneConfig(depth=101, groups=64, width_per_group=4, deformable_stages=(3, 4))
+        return dataclasses.replace(config, backbone=backbone, head=HeadConfig(deformable_convs=2))
     return config
 
 
@@ -158,29 +178,34 @@ class GoldenModel:
     @cached_property
     def forward(self):
         """(predictions, C2–C5, P3–P7, what `before_relu` wants, detections)."""
-        names = ("backbone", "neck", *(accident.layer[-1] for accident in RELU_ACCIDENTS.get(self.name, ())))
+        layers = (accident.layer for accident in RELU_ACCIDENTS.get(self.name, ()))
+        paths = {("backbone",), ("neck",), *(_convolution_of(layer) or layer for layer in layers)}
 
         @partial(jax.jit, compiler_options=AS_USERS)
         def run(variables, images):
             pred, state = self.model.apply(
                 variables,
                 images,
-                capture_intermediates=lambda module, method: module.name in names or method == "interactive_features",
+                capture_intermediates=lambda module, method: module.path in paths or method == "interactive_layers",
                 mutable=["intermediates"],
             )
             state = state["intermediates"]
             c, p = state["backbone"]["__call__"][0], state["neck"]["__call__"][0]
-            return pred, c, p, state.get("head"), detections(pred, self.batch, self.config)
+            return pred, c, p, state, detections(pred, self.batch, self.config)
 
         return jax.device_get(run(self.variables, self.images))
 
     def before_relu(self, accident: ReluAccident):
-        """The pre-activations of an accident's layer, a level."""
-        _, *layer = accident.layer
-        if layer[-1] == "cls_alignment_0":  # is part of a product, not called
-            own = reduce(operator.getitem, accident.layer, self.variables["params"])
-            return [x @ own["kernel"][0, 0] + own["bias"] for x in self.forward[3]["interactive_features"]]
-        return reduce(operator.getitem, (*layer, "__call__"), self.forward[3])
+        """The pre-activations of an accident's layer, per level; of the backbone's one alone."""
+        own, state = reduce(operator.getitem, accident.layer, self.variables["params"]), self.forward[3]
+        if accident.layer[-1] == "cls_alignment_0":  # is part of a product, not called
+            features = [np.concatenate([x.data for x in layers], -1) for layers in state["head"]["interactive_layers"]]
+            return [x @ own["kernel"][0, 0] + own["bias"] for x in features]
+        if convolution := _convolution_of(accident.layer):  # norm and ReLU are one layer
+            scale, bias = (jnp.asarray(own["norm"][name]) for name in ("scale", "bias"))
+            maps = reduce(operator.getitem, (*convolution, "__call__"), state)
+            return [np.asarray(group_norm(jnp.asarray(x), scale, bias, self.config.head.norm_groups)) for x in maps]
+        return reduce(operator.getitem, (*accident.layer, "__call__"), state)
 
     @cached_property
     def value_and_grad(self):
@@ -197,7 +222,7 @@ class GoldenModel:
     def learn(self, phase: str, params=None):
         """`value_and_grad` of a golden phase: atss, tal, atss_empty or tal_empty."""
         aligned = phase.startswith("tal")
-        by_atss = self.config.learning.assigner in ("atss", "task_aligned") and not aligned
+        by_atss = self.config.assigner.kind in ("atss", "task_aligned") and not aligned
         boxes = self.batch.gt_boxes + (TIE_NUDGE if by_atss else 0)
         mask = self.batch.gt_mask
         if phase.endswith("_empty"):
@@ -224,8 +249,8 @@ class GoldenModel:
 
         @partial(jax.jit, compiler_options=AS_USERS)
         def update(params, state, gradients):
-            _, state = optimizer.update(gradients, state, params)
-            return descend(params, state, 1e-3), state
+            updates, state = optimizer.update(gradients, state, params, learning_rate=1e-3)
+            return optax.apply_updates(params, updates), state
 
         params = self.nudged_params(phase)
         state, rows = optimizer.init(params), []

@@ -13,27 +13,29 @@ import jax
 import numpy as np
 
 from tests.tiny import tiny_config
+from tood_jax.checkpoint.store import open_checkpoint
 from tood_jax.config import save_config
-from tood_jax.training.checkpoints import open_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_COMPARED = ("time", "speed")  # of a line of metrics.jsonl: they tell of the machine, not of the run
 
 
-def write_config(data, workdir, learning_rate=0.02, data_fields=None, **train):
+def write_config(data, workdir, learning_rate=0.02, data_fields=None, assigner=None, **train):
     """The tiny config as a file beside the run's folder."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     path = workdir.parent / f"{workdir.name}.json"
     config = tiny_config(data, workdir, **train)
-    optimizer = dataclasses.replace(config.optimizer, learning_rate=learning_rate)
+    drops = tuple(epoch for epoch in config.optimizer.step_epochs if epoch < config.train.epochs)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=learning_rate, step_epochs=drops)
     images = dataclasses.replace(config.data, **(data_fields or {}))
-    save_config(dataclasses.replace(config, optimizer=optimizer, data=images), path)
+    config = dataclasses.replace(config, optimizer=optimizer, data=images, assigner=assigner or config.assigner)
+    save_config(config, path)
     return path
 
 
-def start(data, workdir, learning_rate=0.02, data_fields=None, **train):
+def start(data, workdir, learning_rate=0.02, data_fields=None, assigner=None, **train):
     """train.py on the tiny config, in a process (and a process group) of its own, on one device."""
-    path = write_config(data, workdir, learning_rate, data_fields, **train)
+    path = write_config(data, workdir, learning_rate, data_fields, assigner, **train)
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, "train.py", "--config", str(path)]
     return subprocess.Popen(

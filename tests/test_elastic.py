@@ -13,8 +13,8 @@ from tests.tiny import tiny_config
 from tood_jax.cli import train
 from tood_jax.config import ParallelConfig
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
+from tood_jax.distributed.signals import Reason
 from tood_jax.training import loop
-from tood_jax.training.signals import Reason
 
 SIDE = 64
 TOTAL = 8  # steps: 4 epochs of 2 steps of 8 images

@@ -9,9 +9,9 @@ import pytest
 
 from tests.golden_models import GFL, RIVALS, GoldenModel, picks
 from tests.goldens.weights import named_array
-from tood_jax.detectors.losses import loss_parts
-from tood_jax.geometry import coding
-from tood_jax.geometry.pyramid import pyramid
+from tood_jax.criterion.losses import loss_parts
+from tood_jax.geometry import box_coder
+from tood_jax.geometry.locations import make_pyramid
 
 PART_NAMES = {"cls": "loss_cls", "box": "loss_bbox", "quality": "loss_centerness", "distribution": "loss_dfl"}
 
@@ -26,7 +26,7 @@ def golden(request, optimized):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == GFL:  # its golden numbers were made with the bins' distances drawn at random, too
             drawn = named_array("bbox_head.integral.project", (17,))
-            patch.setattr(coding, "bin_distances", lambda bins: drawn)
+            patch.setattr(box_coder, "bin_distances", lambda bins: drawn)
         yield model
     found = ", ".join(f"{what} {deviation:.1e}" for what, deviation in model.deviations.items())
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
@@ -53,9 +53,13 @@ def test_features(golden):
 def test_outputs(golden):
     """Class scores, raw box numbers (after the ReLU, in FCOS) and the quality branch, a level."""
     pred, head = golden.forward[0], golden.config.head
-    cells = pyramid(128, 160, head.anchors_per_cell)
+    cells = make_pyramid(128, 160, head.anchors_per_location)
     # mmdetection's FCOS returns its distances rectified and, outside training, in pixels.
-    raw = np.maximum(pred.raw, 0) * cells.strides[:, None] if head.box_coding == "relu_distances" else pred.raw
+    raw = (
+        np.maximum(pred.box_logits, 0) * cells.strides[:, None]
+        if head.box_coding == "relu_distances"
+        else pred.box_logits
+    )
     for i, level in enumerate(cells.level_slices):
         logits = in_a_row(golden.numbers[f"cls.P{i + 3}"], 80)
         golden.compare(f"scores P{i + 3}", pred.scores[:, level], 1 / (1 + np.exp(-logits.astype(np.float64))), 1e-5)

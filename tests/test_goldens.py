@@ -1,4 +1,4 @@
-"""Three published models end to end against the golden files: features, predictions, detections, losses, gradients
+"""Four published models end to end against the golden files: features, predictions, detections, losses, gradients
 and ten SGD steps of both phases. The largest deviations are printed, one line a model, and recorded in
 docs/numerics.md.
 """
@@ -15,17 +15,18 @@ from tests.golden_models import (
     RELU_ACCIDENTS,
     TIE_NUDGE,
     X101,
+    X101_DCN,
     GoldenModel,
     golden_batch,
     picks,
 )
-from tood_jax.geometry.pyramid import pyramid
+from tood_jax.geometry.locations import make_pyramid
 from tood_jax.training.optimizer import trained_mask
 
 PHASES = ("atss", "tal", "atss_empty", "tal_empty")
 
 
-_SLOW = {R50_ANCHOR_BASED, X101}  # R50 stays with the quick tests; CI runs all three
+_SLOW = {R50_ANCHOR_BASED, X101, X101_DCN}  # R50 stays with the quick tests; CI runs all four
 _GOLDENS = [pytest.param(name, marks=pytest.mark.slow if name in _SLOW else ()) for name in NAMES]
 
 
@@ -40,6 +41,11 @@ def golden(request, optimized):
 
 def nchw(array):
     return np.moveaxis(np.asarray(array), -1, 1)
+
+
+def output_limit(golden) -> float:
+    """The largest relative deviation of scores, boxes and detections; 28 deformable layers round more (1.8e-5 seen)."""
+    return 3e-5 if golden.name == X101_DCN else 1e-5
 
 
 def test_parameter_count(golden):
@@ -60,19 +66,23 @@ def test_features(golden):
 
 def test_scores_and_boxes(golden):
     pred = golden.forward[0]
-    cells = pyramid(128, 160)
+    cells = make_pyramid(128, 160)
     for i, (level, shape) in enumerate(zip(cells.level_slices, cells.shapes, strict=True)):
         for what, ours, key in (("scores", pred.scores, "cls"), ("boxes", pred.boxes, "box")):
             maps = nchw(ours[:, level].reshape(2, *shape, -1))
-            golden.compare(f"{what} P{i + 3}", maps, golden.numbers[f"{key}.P{i + 3}"], 1e-5)
+            golden.compare(f"{what} P{i + 3}", maps, golden.numbers[f"{key}.P{i + 3}"], output_limit(golden))
 
 
 def test_detections(golden):
     detections = golden.forward[4]
     for i in range(2):
         np.testing.assert_array_equal(detections.labels[i], golden.numbers[f"det{i}.labels"])
-        golden.compare(f"detections {i} boxes", detections.boxes[i], golden.numbers[f"det{i}.boxes"], 1e-5)
-        golden.compare(f"detections {i} scores", detections.scores[i], golden.numbers[f"det{i}.scores"], 1e-5)
+        golden.compare(
+            f"detections {i} boxes", detections.boxes[i], golden.numbers[f"det{i}.boxes"], output_limit(golden)
+        )
+        golden.compare(
+            f"detections {i} scores", detections.scores[i], golden.numbers[f"det{i}.scores"], output_limit(golden)
+        )
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -92,7 +102,11 @@ def test_gradients(golden, phase):
     for name in names:
         ours, numbers = gradients[name], golden.numbers[f"{phase}.grad.{name}"]
         row = np.concatenate([[np.linalg.norm(ours.astype(np.float64))], picks(ours, 8)])
-        golden.compare(f"gradients {phase} {name}", row, numbers, 1e-3, scale=numbers[0])
+        # Biases of offsets: sums over all locations of terms that nearly cancel; their norm is a two-hundredth of that
+        # of the weights beside them. 1.9e-3 seen on one processor, 4.0e-3 on another, there by two versions of this
+        # code alike; of the other gradients of the 28 deformable layers 1.04e-3.
+        limit = 1e-2 if name.endswith("conv_offset.bias") else 2e-3 if golden.name == X101_DCN else 1e-3
+        golden.compare(f"gradients {phase} {name}", row, numbers, limit, scale=numbers[0])
     for name in gradients.keys() - set(names):  # frozen, or running statistics
         frozen = name.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1"))
         assert frozen or "running" in name, f"{name} has no golden gradient"
@@ -103,6 +117,11 @@ _TRAJECTORY_LIMITS = {  # phase → step, counted from 1 → largest relative de
     "atss": {1: 1e-3, 2: 1e-3, 3: 1e-3, 10: 0.05},
     "tal": {1: 1e-3, 2: 1e-3, 3: 5e-3, 4: 0.03, 5: 0.2, 10: 0.5},
 }
+# 28 deformable layers, whose gradients have a step wherever a sample crosses a cell: 19 % seen at the tenth step of the
+# warm-up, 14 % at the third of the task-aligned phase, of which later steps would say nothing. Already the second step
+# of that phase depends on the processor: 2e-3 seen on one, 1.23e-2 on another, there by two versions of this code
+# alike.
+_TRAJECTORY_LIMITS_DEFORMABLE = {"atss": {1: 1e-3, 2: 2e-3, 3: 0.01, 10: 0.5}, "tal": {1: 1e-3, 2: 0.03}}
 
 
 @pytest.mark.parametrize("phase", ["atss", "tal"])
@@ -117,8 +136,9 @@ def test_trajectory(golden, phase):
     rounding puts another cell on the other side at the third), and the tenth to a half, which only says that training
     goes the same way.
     """
-    rows, params = golden.trajectory(phase, 10)
-    for step, limit in _TRAJECTORY_LIMITS[phase].items():
+    limits = _TRAJECTORY_LIMITS_DEFORMABLE if golden.name == X101_DCN else _TRAJECTORY_LIMITS
+    rows, params = golden.trajectory(phase, max(limits[phase]))
+    for step, limit in limits[phase].items():
         what = f"{phase}_{'steps_1-2' if step <= 2 else f'step_{step}'}"
         golden.compare(what, rows[step - 1] / golden.numbers[f"traj_{phase}"][step - 1], [1, 1], limit)
     start = golden.nudged_params(phase)
@@ -133,7 +153,7 @@ def test_trajectory(golden, phase):
 
 def test_atss_has_a_tie_where_it_is_nudged():
     """The 9th and 10th nearest cells of P3 are equally far from both objects, to the last bit, until nudged."""
-    cells, boxes = pyramid(128, 160), golden_batch().gt_boxes
+    cells, boxes = make_pyramid(128, 160), golden_batch().gt_boxes
     points = cells.points[cells.level_slices[0]]
 
     def ninth_and_tenth(box):
@@ -146,7 +166,9 @@ def test_atss_has_a_tie_where_it_is_nudged():
         assert ninth < tenth
 
 
-@pytest.mark.parametrize("golden", [R50, FCOS, pytest.param(X101, marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize(
+    "golden", [R50, FCOS, *(pytest.param(name, marks=pytest.mark.slow) for name in (X101, X101_DCN))], indirect=True
+)
 def test_a_relu_is_at_zero_where_it_is_nudged(golden):
     for accident in RELU_ACCIDENTS[golden.name]:
         before = golden.before_relu(accident)[accident.level]

@@ -1,33 +1,32 @@
-"""The floors of the house: a module imports only from floors below its own, and data workers never load JAX."""
+"""Packages are layers: a module imports only from layers below its own, and data workers never load JAX."""
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "tood_jax"
 
-FLOORS = [  # from the ground up; rooms on one floor don't import each other
-    {"types", "typed", "mesh"},
-    {"config"},
-    {"config_rules", "compiling"},
-    {"geometry"},
-    {"assigners", "losses", "networks", "postprocess", "data"},
-    {"detectors"},
-    {"visualize"},
-    {"training"},
-    {"evaluation", "weights"},
-    {"export", "torch_reference"},
-    {"build"},
-    {"ahead_of_time"},
+LAYERS = [  # from the bottom up; packages of one layer do not import each other
+    {"untrusted", "files"},
+    {"types", "precision", "config"},
+    {"geometry", "data", "run_log"},
+    {"distributed"},
+    {"checkpoint", "ops", "postprocess"},
+    {"assigners", "losses", "models"},
+    {"criterion"},
+    {"weights", "evaluation", "training", "visualization"},
     {"cli"},
+    {"tools"},
 ]
-HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-MAY_VISUALIZE = {"training", "cli"}
-WITHOUT_JAX = {"types", "typed", "config", "config_rules", "data"}
+LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
+WITHOUT_JAX = {"types", "untrusted", "files", "config", "data"}
+WITHOUT_OPENCV = ("tood_jax.checkpoint.reader", "tood_jax.weights.load")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "jaxtyping"}
 
 
@@ -44,18 +43,16 @@ def imported_modules(source: str, package: str) -> set[str]:
     return modules
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def complaints(room: str, modules: set[str]) -> list[str]:
-    """What in a room's imports goes against the floors."""
-    rooms = {room_of(module) for module in modules if module.startswith("tood_jax.")} - {room}
-    found = [f"{room} imports {other}" for other in rooms if HEIGHT[other] >= HEIGHT[room]]
-    if "visualize" in rooms and room not in MAY_VISUALIZE:
-        found.append(f"{room} imports visualize")
-    if room in WITHOUT_JAX:
-        found += [f"{room} imports {module}" for module in modules if module.split(".")[0] in JAX]
+def violations(package: str, modules: set[str]) -> list[str]:
+    """Return the imports of a package that point upwards, or that load JAX where it must not."""
+    packages = {package_of(module) for module in modules if module.startswith("tood_jax.")} - {package}
+    found = [f"{package} imports {other}" for other in packages if LAYER[other] >= LAYER[package]]
+    if package in WITHOUT_JAX:
+        found += [f"{package} imports {module}" for module in modules if module.split(".")[0] in JAX]
     return found
 
 
@@ -65,9 +62,9 @@ FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__in
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_a_module_imports_only_downwards(file):
     parts = ("tood_jax", *file.relative_to(PACKAGE).with_suffix("").parts)
-    assert parts[1] in HEIGHT, f"{parts[1]} has no floor yet: give it one in FLOORS"
+    assert parts[1] in LAYER, f"{parts[1]} has no layer yet: give it one in LAYERS"
     modules = imported_modules(file.read_text(encoding="utf-8"), ".".join(parts[:-1]))
-    assert complaints(parts[1], modules) == []
+    assert violations(parts[1], modules) == []
 
 
 def test_the_package_itself_imports_nothing_of_jax():
@@ -76,29 +73,82 @@ def test_the_package_itself_imports_nothing_of_jax():
 
 
 @pytest.mark.parametrize(
-    ("room", "source", "expected"),
+    ("package", "source", "expected"),
     [
-        ("geometry", "from tood_jax.networks.layers import conv", ["geometry imports networks"]),
-        ("losses", "def f():\n    import tood_jax.networks.fpn", ["losses imports networks"]),
+        ("geometry", "from tood_jax.models.layers import conv", ["geometry imports models"]),
+        ("losses", "def f():\n    import tood_jax.models.fpn", ["losses imports models"]),
         ("data", "import jax.numpy as jnp", ["data imports jax.numpy"]),
-        ("evaluation", "from tood_jax import visualize", ["evaluation imports visualize"]),
-        ("training", "from ..cli import options", ["training imports cli"]),
-        ("cli", "from tood_jax.visualize.draw import save_image", []),
-        ("networks", "from tood_jax.networks.layers import conv\nfrom .fpn import FPN\nimport numpy", []),
+        ("evaluation", "from tood_jax import visualization", ["evaluation imports visualization"]),
+        ("training", "from ..cli import command_line", ["training imports cli"]),
+        ("cli", "from tood_jax.visualization.draw import save_image", []),
+        ("models", "from tood_jax.models.layers import conv\nfrom .fpn import FPN\nimport numpy", []),
     ],
 )
-def test_the_rule_itself(room, source, expected):
-    assert complaints(room, imported_modules(source, f"tood_jax.{room}")) == expected
+def test_the_rule_itself(package, source, expected):
+    assert violations(package, imported_modules(source, f"tood_jax.{package}")) == expected
 
 
 def test_data_workers_never_load_jax():
     modules = sorted(
         ".".join(("tood_jax", *file.relative_to(PACKAGE).with_suffix("").parts))
         for file in FILES
-        if room_of(f"tood_jax.{file.relative_to(PACKAGE).with_suffix('').parts[0]}") in WITHOUT_JAX
+        if package_of(f"tood_jax.{file.relative_to(PACKAGE).with_suffix('').parts[0]}") in WITHOUT_JAX
         and file.name != "__init__.py"
     )
-    code = f"import sys, {', '.join(modules)}; sys.exit('jax' in sys.modules)"
+    assert_does_not_load("jax", modules)
+
+
+def test_reading_a_checkpoint_does_not_load_opencv():
+    assert_does_not_load("cv2", WITHOUT_OPENCV)
+
+
+SIDE_EFFECTS = """
+import importlib, logging, os, sys
+
+import absl.logging, cv2, flax, grain.python, jax, optax, orbax.checkpoint, tensorboardX  # theirs do not count
+
+def state():
+    loggers = [logging.root, *(one for one in logging.root.manager.loggerDict.values() if hasattr(one, "filters"))]
+    known = {one.name: (one.level, list(one.handlers), list(one.filters)) for one in loggers if one.name in names}
+    return dict(os.environ), sys.unraisablehook, sys.excepthook, dict(jax.config.values), known
+
+names = {"root", *logging.root.manager.loggerDict}
+before = state()
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+    assert state() == before, module
+"""
+
+
+def test_importing_a_library_module_has_no_side_effects():
+    """Environment, hooks, JAX's configuration and logging stay; only programs may set them."""
+    modules = [
+        ".".join(("tood_jax", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        for file in FILES
+        if file.relative_to(PACKAGE).parts[0] not in ("cli", "tools")
+    ]
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    environment = {k: v for k, v in environment.items() if k not in ("OPENCV_IO_MAX_IMAGE_PIXELS", "EPATH_USE_TF")}
+    command = [sys.executable, "-c", SIDE_EFFECTS, *modules]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def assert_does_not_load(package, modules):
+    code = f"import sys, {', '.join(modules)}; sys.exit('{package}' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr or "jax was loaded"
+    assert done.returncode == 0, done.stderr or f"{package} was loaded"
+
+
+def test_every_imported_package_is_declared():
+    """Also one that another package brings along: it may stop doing so."""
+    names = {"cv2": "opencv-python-headless", "orbax": "orbax-checkpoint", "absl": "absl-py", "torch": "torch"}
+    optional = {"torch", "tensorflow_datasets", "faster_coco_eval"}  # imported where they are asked for
+    imported = set()
+    for file in FILES:
+        modules = imported_modules(file.read_text(encoding="utf-8"), "")
+        imported |= {module.split(".")[0] for module in modules if module} - set(sys.stdlib_module_names)
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[\[<>=]", text)[0] for text in project["dependencies"]}
+    assert {names.get(name, name) for name in imported - optional - {"tood_jax"}} <= declared

@@ -1,11 +1,13 @@
 """Long runs: preemption, restarts by a supervisor, stops in the middle of an evaluation, full disks, goodput."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 
+import orbax.checkpoint as ocp
 import psutil
 import pytest
 
@@ -21,11 +23,13 @@ from tests.runs import (
     write_config,
 )
 from tests.tiny import tiny_config
+from tood_jax.checkpoint.store import CheckpointStore, open_checkpoint
 from tood_jax.cli import train
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
-from tood_jax.training.checkpoints import open_checkpoint
-from tood_jax.training.goodput import KINDS, goodput_shares, read_marks
-from tood_jax.training.signals import Reason
+from tood_jax.distributed.signals import Reason
+from tood_jax.run_log.goodput import KINDS, goodput_shares, read_marks
+from tood_jax.training import loop
+from tood_jax.training.disk_space import NotSavedError
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,7 @@ def test_a_supervisor_goes_on_after_a_preemption(data, tmp_path):
     assert open_checkpoint(tmp_path / "run", "latest").step == 15
 
 
-@pytest.mark.parametrize(("status", "starts"), [(0, 1), (1, 1), (2, 1), (130, 1), (75, 3), (137, 3), (134, 3)])
+@pytest.mark.parametrize(("status", "starts"), [(0, 1), (1, 1), (2, 1), (73, 1), (130, 1), (75, 3), (137, 3), (134, 3)])
 def test_what_a_supervisor_does_with_a_status(tmp_path, status, starts):
     """It starts anew after a preemption, a kill or a crash of the machine; not after errors that would come again."""
     script = tmp_path / "fake.sh"
@@ -101,7 +105,7 @@ def test_a_full_disk_is_said_and_training_goes_on(data, tmp_path):
     run = start(data, tmp_path / "run", epochs=60, eval_every_epochs=0, checkpoint_every_steps=10)
     wait_for_step(tmp_path / "run", 2, run)
     output = without_room(run.pid, run.stdout, "NOT saved") + finish(run)
-    assert "training goes on till the next save" in output
+    assert "training goes on until the next save" in output
     assert output.count("metrics.jsonl can't be written (File too large); it waits for room") == 1
     assert "Traceback" not in output
     assert open_checkpoint(tmp_path / "run", "latest").step == 180
@@ -158,21 +162,44 @@ def test_a_stop_within_an_evaluation(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_stop_after_the_last_step_does_not_pass_for_the_end(data, tmp_path, monkeypatch):
+    """The evaluation of an earlier step is not the result of the run; the next start evaluates."""
+    config = tiny_config(data, tmp_path / "run")
+    genuine = loop.log_window
+
+    def stopping(config, plan, step, *rest):
+        genuine(config, plan, step, *rest)
+        if step == plan.total_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "log_window", stopping)
+        outcome = train.run(config, devices=[train.jax.devices()[0]])
+    assert (outcome.stopped, outcome.step, outcome.metrics) == (Reason.PREEMPTION, 9, None)
+    assert [row["step"] for row in rows(tmp_path / "run") if row["kind"] == "eval"] == [6]
+    outcome = train.run(config, devices=[train.jax.devices()[0]])
+    assert outcome.stopped is Reason.NONE
+    assert outcome.metrics is not None
+    assert [row["step"] for row in rows(tmp_path / "run") if row["kind"] == "eval"] == [6, 9]
+
+
+@pytest.mark.slow
 def test_an_evaluation_that_was_logged_but_not_saved_is_not_logged_twice(data, tmp_path, monkeypatch):
     """SIGKILL between the two, in effect: the process goes where its metrics should have been saved."""
 
     class Killed(BaseException):
         pass
 
-    def die(self, metrics=None):
+    genuine = CheckpointStore.save
+
+    def die(self, step, state, about, metrics=None):
         if metrics is not None:
             raise Killed
-        genuine(self)
+        return genuine(self, step, state, about)
 
-    genuine = train.train.__globals__["_Run"]._save
     config = tiny_config(data, tmp_path / "run", epochs=2)
     with monkeypatch.context() as patch:
-        patch.setattr(train.train.__globals__["_Run"], "_save", die)
+        patch.setattr(CheckpointStore, "save", die)
         with pytest.raises(Killed):
             train.run(config, devices=[train.jax.devices()[0]])
     assert [row["kind"] for row in rows(tmp_path / "run")].count("eval") == 1
@@ -182,15 +209,73 @@ def test_an_evaluation_that_was_logged_but_not_saved_is_not_logged_twice(data, t
     assert open_checkpoint(tmp_path / "run", "latest").about["metrics"] is not None
 
 
+class FullDisk:
+    """`CheckpointManager.save` that finds no room, `times` times."""
+
+    def __init__(self, genuine, times):
+        self.genuine, self.times = genuine, times
+
+    def __call__(self, *arguments, **options):
+        self.times -= 1
+        if self.times >= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.genuine(*arguments, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("times", "seconds"), [(10**6, 1.5), (5, 100)])
+def test_done_means_saved(data, tmp_path, monkeypatch, capsys, times, seconds):
+    """All saves fail, on the way and at the end: for ever, or until there is room."""
+    full = FullDisk(ocp.CheckpointManager.save, times)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", lambda *arguments, **options: full(*arguments, **options))
+    monkeypatch.setattr(loop, "FINAL_SAVE_SECONDS", seconds)
+    config = tiny_config(data, tmp_path / "run", epochs=1)
+    if times > 5:
+        with pytest.raises(NotSavedError, match=r"final state \(step 3\) could not be saved in .*/run/chec") as end:
+            train.run(config, devices=[train.jax.devices()[0]])
+        assert "goes on from the beginning" in str(end.value)
+        assert end.value.status == 75
+    else:
+        assert train.run(config, devices=[train.jax.devices()[0]]).stopped is Reason.NONE
+        assert open_checkpoint(tmp_path / "run", 3, log=pytest.fail).about["metrics"] is not None
+    told = capsys.readouterr().out
+    assert ("Done. Next:" in told) == (times == 5)
+    assert told.count("Step 3 is the last one and not on the disk yet") == 1
+
+
+@pytest.mark.parametrize("name", ["folder", "config"])
+def test_a_full_disk_at_a_start_names_the_path(data, tmp_path, monkeypatch, capsys, name):
+    config = write_config(data, tmp_path / "runs" / "run")
+    target = folder = tmp_path / "runs/run"
+    if name == "config":
+        target = folder / "config.json"
+
+    def fail_at(genuine, argument):
+        def call(*arguments, **options):
+            if os.fspath(arguments[argument]) == str(target):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[argument]))
+            return genuine(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "mkdir", fail_at(os.mkdir, 0))
+    monkeypatch.setattr(os, "replace", fail_at(os.replace, 1))
+    with pytest.raises(SystemExit) as end:
+        train.main(["--config", str(config)])
+    assert end.value.code == 75
+    errors = capsys.readouterr().err
+    assert f"No space left on device: '{target}': make room there; the same command goes on." in errors
+
+
 def test_a_signal_before_the_first_step(data, tmp_path, monkeypatch, capsys):
     config = write_config(data, tmp_path / "run")
-    genuine = train.load_set
+    genuine = train.load_dataset
 
-    def preempted(split):
+    def preempted(*args, **options):
         os.kill(os.getpid(), signal.SIGTERM)
-        return genuine(split)
+        return genuine(*args, **options)
 
-    monkeypatch.setattr(train, "load_set", preempted)
+    monkeypatch.setattr(train, "load_dataset", preempted)
     with pytest.raises(SystemExit) as end:
         train.main(["--config", str(config)])
     assert end.value.code == 75

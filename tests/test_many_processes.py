@@ -18,9 +18,9 @@ import pytest
 from tests import runs
 from tests.runs import ROOT, rows
 from tests.tiny import tiny_config
+from tood_jax.checkpoint.store import open_checkpoint
 from tood_jax.config import DetectConfig, ParallelConfig, save_config
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
-from tood_jax.training.checkpoints import open_checkpoint
 
 finish = functools.partial(runs.finish, timeout=900)  # two processes on two cores take their time
 
@@ -73,7 +73,7 @@ def child(process, index):
 
 
 def final_state(workdir):
-    checkpoint = open_checkpoint(workdir, "latest", say=pytest.fail)
+    checkpoint = open_checkpoint(workdir, "latest", log=pytest.fail)
     return checkpoint.arrays(*checkpoint.groups)
 
 
@@ -125,7 +125,7 @@ def test_two_processes_equal_one(one, two):
     workdir, said = two
     assert_equal_runs(workdir, one)
     assert "Step 6, 5 images" in said
-    assert left_out(workdir) == left_out(one)  # of all, not of the first process
+    assert left_out(workdir) == left_out(one)  # of all, not of the primary process
     assert said.count("Done. Next:") == 1
     other = (workdir.with_suffix(".logs") / "process_1.log").read_text()
     assert "step 2/6" not in other
@@ -170,7 +170,7 @@ def test_split_states_and_split_images(tmp_path, parallel):
         assert any(len(leaf.get("parts", [])) == 4 for leaf in leaves.values())
         said = train(tmp_path / "set", tmp_path / "two/run", epochs=3, **settings)
         assert "Going on from step 6" in said
-        assert "torn" not in said
+        assert "damaged" not in said
 
 
 @pytest.mark.slow
@@ -180,7 +180,7 @@ def test_checkpoints_go_from_two_processes_to_one_and_back(data, tmp_path):
         for epoch, processes in enumerate(counts):
             said = train(data, tmp_path / name / "run", processes, epochs=epoch + 1)
             assert ("Going on from step" in said) == (epoch > 0)
-            assert "torn" not in said
+            assert "damaged" not in said
     assert_equal_runs(tmp_path / "mixed/run", tmp_path / "one/run")
 
 
@@ -196,7 +196,7 @@ def test_a_signal_at_one_process_stops_all_after_the_same_step(data, two, tmp_pa
     assert "SIGUSR1: saving, then stopping" in (tmp_path / "logs/process_1.log").read_text()
     assert "SIGUSR1" not in said
     [step] = re.findall(r"Stopped on request \(preemption\) at step (\d+) of 1200\. .* from checkpoint \1\.", said)
-    assert open_checkpoint(tmp_path / "run", "latest", say=pytest.fail).about["data"]["next_batch"] == int(step)
+    assert open_checkpoint(tmp_path / "run", "latest", log=pytest.fail).about["data"]["next_batch"] == int(step)
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ def test_a_signal_to_the_launcher_saves_and_stops_all(data, tmp_path):
     process.send_signal(signal.SIGTERM)
     said = finish(process, status=75)
     step = int(re.search(r"Stopped on request \(preemption\) at step (\d+)", said)[1])
-    assert open_checkpoint(tmp_path / "run", "latest", say=pytest.fail).step == step
+    assert open_checkpoint(tmp_path / "run", "latest", log=pytest.fail).step == step
     write_config(data, tmp_path / "run", epochs=step // 3 + 1, eval_every_epochs=0)
     assert f"Going on from step {step}" in finish(start(words, processes=2, logs=tmp_path / "logs"))
 
@@ -223,9 +223,9 @@ def test_a_full_disk_at_one_process_is_said_and_training_goes_on(data, two, tmp_
     while process.poll() is None and not (tmp_path / "run/metrics.jsonl").exists():
         time.sleep(0.05)
     output = runs.without_room(child(process, 1).pid, process.stdout, "NOT saved") + finish(process)
-    assert "NOT saved (in process 1: File too large); training goes on till the next save" in output
+    assert "NOT saved (in process 1: File too large); training goes on until the next save" in output
     assert "Traceback" not in output
-    assert open_checkpoint(tmp_path / "run", "latest", say=pytest.fail).step == 180
+    assert open_checkpoint(tmp_path / "run", "latest", log=pytest.fail).step == 180
 
 
 @pytest.mark.slow

@@ -118,6 +118,38 @@ def test_clipping():
     np.testing.assert_allclose(found.boxes[0], [[0, 0, 2, 4], [0, 1, 4, 6], [2, 4, 4, 6]])
 
 
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("options", [{}, {"clip_boxes": True}, {"score_voting": True}])
+@given(bad=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=3))
+def test_a_box_that_is_no_number_is_as_if_it_were_not_there(value, options, bad):
+    """It takes no place of another and is counted, wherever it stands."""
+    image, cells = one_image(), sorted({cell for cell, _ in bad})
+    boxes = image["boxes"]
+    for cell, side in bad:
+        boxes = boxes.at[0, cell, side].set(value)
+    run = detect_jitted(**options)
+    found = run(**{**image, "boxes": boxes})
+    without = run(**{**image, "scores": image["scores"].at[0, jnp.asarray(cells, int)].set(0)})
+    jax.tree.map(np.testing.assert_array_equal, found[:3], without[:3])
+    assert int(found.non_finite[0]) == int((image["scores"][0, jnp.asarray(cells, int)] > 0.05).sum())
+
+
+@functools.cache
+def detect_jitted(**options):
+    return jax.jit(functools.partial(detect, level_slices=SLICES, max_detections=4, candidates_per_level=3, **options))
+
+
+def test_scores_that_are_no_numbers_are_dropped_and_counted():
+    image = one_image()
+    scores = image["scores"].at[0, 0, 0].set(jnp.nan).at[0, 1, 1].set(jnp.inf)
+    found = detect_jitted()(**{**image, "scores": scores})
+    without = detect_jitted()(**{**image, "scores": image["scores"].at[0, 0, 0].set(0).at[0, 1, 1].set(0)})
+    jax.tree.map(np.testing.assert_array_equal, found[:3], without[:3])
+    assert found.non_finite.tolist() == [2]
+    outside = detect_jitted()(**{**image, "scores": scores, "valid": jnp.zeros((1, 6), bool)})
+    assert outside.non_finite.tolist() == [0]  # what lies in the padding counts for nothing
+
+
 @pytest.mark.parametrize("nothing", [{"valid": jnp.zeros((1, 6), bool)}, {"scores": jnp.zeros((1, 6, 2))}])
 def test_no_detection(nothing):
     found = detect(**one_image(**nothing), level_slices=SLICES, max_detections=4)

@@ -1,6 +1,8 @@
 """Runs that are killed, stopped or broken go on as if nothing had happened (the real train.py, in processes)."""
 
+import json
 import random
+import shutil
 import signal
 import time
 
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests.runs import assert_equal_runs, final_state, finish, rows, start, wait_for_step
+from tood_jax.checkpoint.reader import pack_about
+from tood_jax.checkpoint.store import open_checkpoint
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
-from tood_jax.training.checkpoints import open_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,63 @@ def test_a_finished_run_says_so(data, unbroken):
     assert "is trained to its end (step 9)" in output
 
 
+def edit_about(workdir, step, edit):
+    """Change what a checkpoint says of itself, checksum and all."""
+    file = workdir / f"checkpoints/{step}/about/about.json"
+    record = json.loads(file.read_text())
+    edit(record["about"])
+    file.write_text(json.dumps(pack_about(record["about"], record["leaves"])))
+
+
+def test_a_plan_that_ends_before_the_checkpoint_is_a_sentence(data, unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "run")
+    output = finish(start(data, tmp_path / "run", epochs=2))
+    assert "The plan ends at step 6, and" in output
+    assert "Going on from step 9" in output
+    before = open_checkpoint(tmp_path / "run", 9).about["metrics"]
+    edit_about(tmp_path / "run", 9, lambda about: about.update(metrics=None))
+    output = finish(start(data, tmp_path / "run", epochs=2))
+    assert "The plan ends at step 6, and" in output
+    assert "Step 9, 5 images" in output  # it was not evaluated yet
+    assert open_checkpoint(tmp_path / "run", 9).about["metrics"] == before
+
+
+def test_other_data_are_refused_unless_accepted(data, unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "run")
+    shutil.copytree(data, tmp_path / "set")
+    file = tmp_path / "set/annotations/instances_train.json"
+    tree = json.loads(file.read_text())
+    kept = {one["id"] for one in tree["images"][:8]}
+    file.write_text(
+        json.dumps(
+            tree
+            | {
+                "images": tree["images"][:8],
+                "annotations": [one for one in tree["annotations"] if one["image_id"] in kept],
+            }
+        )
+    )
+    output = finish(start(tmp_path / "set", tmp_path / "run"), status=1)
+    assert "data.train has 8 images (was 12)" in output
+    assert "Traceback" not in output
+    output = finish(start(tmp_path / "set", tmp_path / "run", accept_other_data=True))
+    assert "Step 9 is the end of epoch 4.50 now (it was 3.00)" in output
+
+    tree["categories"][0]["name"] = "ring"
+    for split in ("train", "val"):
+        other = json.loads((data / f"annotations/instances_{split}.json").read_text())
+        named = json.dumps(other | {"categories": tree["categories"]})
+        (tmp_path / f"set/annotations/instances_{split}.json").write_text(named)
+    output = finish(start(tmp_path / "set", tmp_path / "run", accept_other_data=True), status=1)
+    assert "was trained on other classes: 'disc' is 'ring' now" in output
+
+    def forget(about):
+        del about["fingerprint"]
+
+    edit_about(tmp_path / "run", 9, forget)
+    assert "trained to its end" in finish(start(data, tmp_path / "run"))  # a checkpoint from before there were any
+
+
 def test_the_run_left_what_it_should(unbroken):
     assert {"metrics.jsonl", "train.log", "config.json", "checkpoints", "pictures"} <= {
         p.name for p in unbroken.iterdir()
@@ -88,7 +148,7 @@ def test_the_run_left_what_it_should(unbroken):
 
 def test_a_non_finite_loss_stops_with_the_step_and_the_evidence(data, tmp_path):
     workdir = tmp_path / "run"
-    output = finish(start(data, workdir, learning_rate=1e30), status=1)
+    output = finish(start(data, workdir, learning_rate=1e6), status=1)
     assert "gave a non-finite" in output
     assert "Traceback" not in output
     evidence = next(workdir.glob("non_finite_step_*"))

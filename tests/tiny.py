@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from tood_jax.config import (
+    AssignerConfig,
     BackboneConfig,
     Config,
     DataConfig,
     HeadConfig,
-    LearningConfig,
     NeckConfig,
     OptimizerConfig,
     SplitConfig,
@@ -27,7 +27,7 @@ def tiny_config(data: Path, workdir: Path, **train) -> Config:
         backbone=BackboneConfig(depth=18, width=8, norm="batch", frozen_stages=-1),
         neck=NeckConfig(channels=16, norm="group"),
         head=HeadConfig(channels=16, num_convs=2, norm_groups=4),
-        learning=LearningConfig(warmup_epochs=1),
+        assigner=AssignerConfig(warmup_epochs=1),
         data=DataConfig(
             train=SplitConfig(str(data / "train"), str(data / "annotations/instances_train.json")),
             val=SplitConfig(str(data / "val"), str(data / "annotations/instances_val.json")),

@@ -1,6 +1,6 @@
 """From predictions to detections, on the device and of fixed size (no host round trip).
 
-Axes: B images · N cells · C classes · S candidates · K detections. Boxes are xyxy.
+Axes: B images · N locations · C classes · S candidates · K detections. Boxes are xyxy.
 """
 
 import jax
@@ -20,10 +20,10 @@ def select_candidates(
     score_threshold: float,
     per_level: int,
 ) -> tuple[Int[Array, " s"], Float[Array, " s"], Int[Array, " s"]]:
-    """The best `per_level` (cell, class) pairs of each level that exceed the threshold, for one image.
+    """The best `per_level` (location, class) pairs of each level that exceed the threshold, for one image.
 
     Returns:
-        cells (positions in N), scores (0 where fewer exceed it) and labels of the S candidates, each level best first.
+        locations (indices in N), scores (0 where fewer exceed it) and labels of the S candidates, best first per level.
     """
     classes = scores.shape[1]
     scores = jnp.where((scores > score_threshold) & valid[:, None], scores, 0)
@@ -32,8 +32,8 @@ def select_candidates(
         flat = scores[level].reshape(-1)
         best, pair = lax.top_k(flat, min(per_level, flat.shape[0]))
         parts.append((level.start + pair // classes, best, (pair % classes).astype(jnp.int32)))
-    cells, scores, labels = (jnp.concatenate(part) for part in zip(*parts, strict=True))
-    return cells, scores, labels
+    locations, scores, labels = (jnp.concatenate(part) for part in zip(*parts, strict=True))
+    return locations, scores, labels
 
 
 def nms(
@@ -112,10 +112,12 @@ def detect(
 ) -> Detections:
     """Threshold, top-k a level, rescaling, boxes without area dropped, class-wise NMS, best K.
 
+    Pairs of location and class whose box or score is not finite are dropped before all that, and counted.
+
     Args:
         scores: 0–1.
         boxes: canvas pixels.
-        valid: False for cells outside the image's padded area.
+        valid: False for locations outside the image's padded area.
         sizes: (height, width) of the image in the canvas, pixels.
         scales: (y, x), canvas pixels per original pixel.
         quality: 0–1, centerness or IoU; multiplies the scores of the candidates (after threshold and top-k).
@@ -128,9 +130,14 @@ def detect(
     """
 
     def one(scores, boxes, valid, size, scale, quality):
+        per_pixel = jnp.tile(scale[::-1], 2)
+        is_box = jnp.isfinite(boxes / per_pixel).all(axis=-1)  # before a clip hides it
+        is_score = jnp.isfinite(scores)
+        dropped = valid[:, None] & (~is_score | ((scores > score_threshold) & ~is_box[:, None]))
+        boxes, scores = jnp.where(is_box[:, None], boxes, 0), jnp.where(is_box[:, None] & is_score, scores, 0)
         if clip_boxes:
             boxes = jnp.clip(boxes, 0, jnp.tile(size[::-1], 2).astype(boxes.dtype) - clip_margin)
-        cells, scores, labels = select_candidates(
+        locations, scores, labels = select_candidates(
             scores,
             valid,
             level_slices=level_slices,
@@ -138,9 +145,9 @@ def detect(
             per_level=candidates_per_level,
         )
         if quality is not None:
-            scores = scores * quality[cells]
+            scores = scores * jnp.where(jnp.isfinite(quality), quality, 0)[locations]
             scores = jnp.sqrt(scores) if geometric_mean else scores
-        boxes = boxes[cells] / jnp.tile(scale[::-1], 2)
+        boxes = boxes[locations] / per_pixel
         scores = jnp.where((boxes[:, 2:] > boxes[:, :2]).all(axis=-1), scores, 0)  # boxes without area go
         keep = nms(boxes, scores, labels, iou_threshold=nms_iou, max_detections=max_detections)
         real, kept = keep >= 0, boxes[keep]
@@ -150,6 +157,7 @@ def detect(
             jnp.where(real[:, None], kept, 0),
             jnp.where(real, scores[keep], 0),
             jnp.where(real, labels[keep], -1),
+            dropped.sum(dtype=jnp.int32),
         )
 
     return jax.vmap(one)(scores, boxes, valid, sizes, scales, quality)

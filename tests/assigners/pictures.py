@@ -3,9 +3,9 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from tood_jax.geometry.pyramid import pyramid
+from tood_jax.geometry.locations import make_pyramid
 
-CELLS = pyramid(64, 64)
+CELLS = make_pyramid(64, 64)
 N, M, C = len(CELLS.points), 6, 3
 OBJECTS = ("gt_boxes", "gt_labels", "gt_mask")
 SEEDS = st.integers(0, 2**32 - 1)

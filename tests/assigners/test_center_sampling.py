@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tood_jax.assigners.center_sampling import REGRESS_RANGES, assign_center_sampling, assign_center_sampling_batch
-from tood_jax.geometry.pyramid import pyramid
+from tood_jax.geometry.locations import make_pyramid
 
-CELLS = pyramid(64, 64)
-POINTS, STRIDES = CELLS.centers(0.5), CELLS.strides
+CELLS = make_pyramid(64, 64)
+POINTS, STRIDES = CELLS.points_at(0.5), CELLS.strides
 N, M = len(POINTS), 6
 RANGES = ((-1.0, 12.0), (12.0, 24.0), (24.0, 40.0), (40.0, 60.0), (60.0, float("inf")))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -20,7 +20,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 @functools.cache
 def program(canvas=(64, 64), **options):
-    options = {"level_slices": pyramid(*canvas).level_slices, "ranges": RANGES} | options
+    options = {"level_slices": make_pyramid(*canvas).level_slices, "ranges": RANGES} | options
     return jax.jit(functools.partial(assign_center_sampling, **options))
 
 
@@ -67,9 +67,9 @@ def test_equals_a_plain_loop(seed, radius):
 
 def test_one_huge_object_is_learnt_by_the_coarsest_level_only():
     """A box of 1200 × 1000 in a canvas of 1024 × 1280: 3 × 3 points of P7 lie within 1.5 strides of its centre."""
-    cells = pyramid(1024, 1280)
+    cells = make_pyramid(1024, 1280)
     box = np.array([[10, 10, 1210, 1010]], np.float32)  # centre (610, 510): nearest points at 576 + 128 k, 512 ± 64
-    one = cells.centers(0.5), cells.strides, np.ones(len(cells.points), bool), box, np.ones(1, bool)
+    one = cells.points_at(0.5), cells.strides, np.ones(len(cells.points), bool), box, np.ones(1, bool)
     found = assign(*one, canvas=(1024, 1280), ranges=REGRESS_RANGES)
     positive = np.flatnonzero(found.gt_index == 0)
     assert (cells.strides[positive] == 128).all()
@@ -118,7 +118,7 @@ def test_no_objects(objects):
     points, strides, valid, boxes, mask = picture(0, objects)
     found = assign(points, strides, valid, boxes, np.zeros_like(mask))
     assert (found.gt_index == -1).all()
-    assert all((value == 0).all() for value in found[1:])
+    assert all((value == 0).all() for value in found[1:4])
 
 
 def test_a_range_is_missing():

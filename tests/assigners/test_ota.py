@@ -188,7 +188,7 @@ def test_assignment_properties(seed):
 def test_no_objects(objects):
     found = assign(picture(1, objects) | {"gt_mask": np.zeros(objects, bool)})
     assert (found.gt_index == -1).all()
-    assert all((value == 0).all() for value in found[1:])
+    assert all((value == 0).all() for value in found[1:4])
 
 
 def test_extreme_scores_boxes_and_crowds():
@@ -199,20 +199,20 @@ def test_extreme_scores_boxes_and_crowds():
     one["gt_boxes"][0, 2:] = one["gt_boxes"][0, :2]
     one["boxes"][:10, 2:] = one["boxes"][:10, :2]
     found = assign(one)
-    assert all(np.isfinite(value).all() for value in found)
+    assert all(np.isfinite(value).all() for value in found[:4])
     assert (found.gt_index > 0).any()
     assert (assign(one | {"valid": np.zeros(N, bool)}).gt_index == -1).all()
     few = np.arange(N) < 4
     crowd = assign(picture(3, 40) | {"valid": few, "gt_mask": np.ones(40, bool)})
     assert (crowd.gt_index[~few] == -1).all()
-    assert all(np.isfinite(value).all() for value in crowd)
+    assert all(np.isfinite(value).all() for value in crowd[:4])
 
 
 def test_no_gradient_flows():
     one = jax.tree.map(jnp.asarray, picture(4))
 
     def total(scores, boxes):
-        return sum(x.sum() for x in assign_ota(**one | {"scores": scores, "boxes": boxes})[1:])
+        return sum(x.sum() for x in assign_ota(**one | {"scores": scores, "boxes": boxes})[1:4])
 
     value, gradients = jax.jit(jax.value_and_grad(total, (0, 1)))(one["scores"], one["boxes"])
     assert value > 0

@@ -4,6 +4,11 @@ import json
 
 import pytest
 
+TINY = (  # options of train.py for the smallest network on images of 64×64
+    "--train.batch_size=4 --train.eval_batch_size=4 --backbone.width=8 --neck.channels=16 --head.channels=16 "
+    "--head.norm_groups=4 --head.num_convs=1 --data.train_short_side=64,64 --data.eval_short_side=64 "
+    "--data.max_long_side=64 --data.buckets=64x64"
+)
 HEAD = {"benchmark", "date", "command", "commit", "machine", "versions", "options", "memory", "results"}
 
 

@@ -1,4 +1,4 @@
-"""The launcher with small programs: places, output, signals, failures. (test_many_processes.py has train.py in it.)"""
+"""The launcher with small programs: environment, output, signals, failures. (test_many_processes.py runs train.py.)"""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def start(tmp_path, code, n=2, **environment):
     )  # fmt: skip
 
 
-def test_places_output_and_status(tmp_path):
+def test_environment_output_and_status(tmp_path):
     code = WHOAMI + (
         "print(me, os.environ['JAX_NUM_PROCESSES'], os.environ['JAX_NUM_CPU_DEVICES'], "
         "os.environ['JAX_COORDINATOR_ADDRESS'])"
@@ -33,14 +33,14 @@ def test_places_output_and_status(tmp_path):
     process = start(tmp_path, code, n=3, JAX_NUM_CPU_DEVICES="8")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    said = [out.split(), *((tmp_path / f"logs/process_{i}.log").read_text().split() for i in (1, 2))]
-    assert [words[:3] for words in said] == [["0", "3", "1"], ["1", "3", "1"], ["2", "3", "1"]]
-    assert len({words[3] for words in said}) == 1
+    outputs = [out.split(), *((tmp_path / f"logs/process_{i}.log").read_text().split() for i in (1, 2))]
+    assert [words[:3] for words in outputs] == [["0", "3", "1"], ["1", "3", "1"], ["2", "3", "1"]]
+    assert len({words[3] for words in outputs}) == 1
     assert not (tmp_path / "logs/process_0.log").exists()
 
 
-def test_the_first_failure_is_named_and_the_rest_killed(tmp_path):
-    """In a process of its own, as the launcher forks: here JAX has threads."""
+def test_the_first_failure_is_named_and_the_others_are_killed(tmp_path):
+    """In a process of its own, because the launcher forks and JAX has threads in this one."""
     (tmp_path / "program.py").write_text(
         WHOAMI + "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -49,8 +49,8 @@ def test_the_first_failure_is_named_and_the_rest_killed(tmp_path):
     )
     code = (
         "import os, sys, pathlib; from tood_jax.cli import launch\n"
-        "places = [{**os.environ, **launch.process_environment('', 3, index)} for index in range(3)]\n"
-        "sys.exit(launch.run([sys.executable, 'program.py'], places, pathlib.Path('logs'), grace=0.5))"
+        "environments = [{**os.environ, **launch.process_environment('', 3, index)} for index in range(3)]\n"
+        "sys.exit(launch.run([sys.executable, 'program.py'], environments, pathlib.Path('logs'), grace=0.5))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -69,7 +69,7 @@ def test_the_last_lines_of_the_one_that_failed_are_shown(tmp_path):
     assert "out of luck" in err
 
 
-def test_death_by_a_signal_is_told_as_a_shell_does(tmp_path):
+def test_death_by_a_signal_has_the_exit_status_of_a_shell(tmp_path):
     process = start(tmp_path, WHOAMI + "os.kill(os.getpid(), 9 if me else 0)")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 137
@@ -77,15 +77,15 @@ def test_death_by_a_signal_is_told_as_a_shell_does(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_signals_go_to_all_once(tmp_path, number, status):
-    """And a run that stops on request is no failure."""
+def test_signals_are_sent_to_all_processes_once(tmp_path, number, status):
+    """A run that stops on request is not a failure."""
     code = WHOAMI + (
         "import signal, sys, time\n"
-        f"heard = []\nsignal.signal({int(number)}, lambda *_: heard.append(1))\n"
+        f"received = []\nsignal.signal({int(number)}, lambda *_: received.append(1))\n"
         f"open(f'{tmp_path}/ready_{{me}}', 'w')\n"
-        "while not heard: time.sleep(0.01)\n"
+        "while not received: time.sleep(0.01)\n"
         "time.sleep(0.3)\n"
-        f"sys.exit({status} if len(heard) == 1 else 1)"
+        f"sys.exit({status} if len(received) == 1 else 1)"
     )
     process = start(tmp_path, code)
     while process.poll() is None and not all((tmp_path / f"ready_{i}").exists() for i in (0, 1)):
@@ -121,7 +121,7 @@ def test_shares_of_gpus():
     with pytest.raises(ValueError, match="2 processes need 4 GPUs, but 2 are visible"):
         launch.gpu_shares([0, 1], 2, 2)
     assert launch.visible_gpus({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0,1"}) == []
-    assert launch.visible_gpus({"CUDA_VISIBLE_DEVICES": "4,6"}) == [0, 1]  # counted anew among those visible
+    assert launch.visible_gpus({"CUDA_VISIBLE_DEVICES": "4,6"}) == [0, 1]  # numbered among the visible ones
     assert launch.process_environment("h:1", 2, 1, [2, 3]) == {
         "JAX_COORDINATOR_ADDRESS": "h:1",
         "JAX_NUM_PROCESSES": "2",

@@ -1,39 +1,34 @@
-"""Small COCO directories made on the spot."""
+"""Small data sets, generated for each test or session."""
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
+from etils.epath import backend
+from fsspec.registry import _registry as registry
 
+from tests.data.helpers import SETTINGS, smooth_image, take_all
+from tests.data.object_store import FakeStore
 from tood_jax.config import DataConfig, SplitConfig
-from tood_jax.data.coco import load_coco
-from tood_jax.data.pipeline import train_batches
+from tood_jax.data.formats.coco import load_coco
+from tood_jax.data.loader import train_batches
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
-from tood_jax.types import Batch
-
-SETTINGS = {"batch_size": 4, "seed": 5, "start_step": 0, "num_steps": 8}  # an epoch has 5 steps
-
-
-def picture(height, width, seed=0):
-    """A smooth [height, width, 3] uint8 RGB picture."""
-    grid = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), np.uint8)
-    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 @pytest.fixture
-def coco(tmp_path):
-    """Writes an annotation file (a tree, or bytes as they are) beside a folder with a.png and b.png; returns its split.
+def write_coco(tmp_path):
+    """Function that writes an annotation file (as JSON, or bytes unchanged) and its images, and returns the split.
 
-    a.png is 40 wide and 30 high, b.png 20 wide and 50 high.
+    The folder of the images has a.png of 40 × 30 pixels, b.png of 20 × 50 and deep/c.png of 10 × 10.
     """
 
     def write(content):
         folder = tmp_path / "images"
         (folder / "deep").mkdir(parents=True, exist_ok=True)
         for name, height, width in (("a.png", 30, 40), ("b.png", 50, 20), ("deep/c.png", 10, 10)):
-            cv2.imwrite(str(folder / name), picture(height, width))
+            cv2.imwrite(str(folder / name), smooth_image(height, width))
         file = tmp_path / "instances.json"
         file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
         return SplitConfig(str(folder), str(file))
@@ -43,7 +38,7 @@ def coco(tmp_path):
 
 @pytest.fixture
 def tree():
-    """A sound annotation tree for `coco`, to be damaged."""
+    """The valid content of an annotation file for `write_coco`."""
     return {
         "images": [
             {"id": 9_007_199_254_740_993, "file_name": "a.png", "width": 40, "height": 30},
@@ -65,7 +60,7 @@ def tree():
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
-    """23 generated images of many sizes, as a split."""
+    """A split of 23 generated images of many sizes."""
     folder = tmp_path_factory.mktemp("data") / "shapes"
     write_shapes(folder, ShapesConfig(23, 2, height=(64, 110), width=(64, 110), seed=7, empty_share=0.2))
     return SplitConfig(str(folder / "train"), str(folder / "annotations/instances_train.json"))
@@ -73,12 +68,13 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shapes_set(shapes):
+    """The data set of `shapes`."""
     return load_coco(shapes)
 
 
 @pytest.fixture(scope="session")
 def data_config():
-    """Three buckets, two scales, both flips: whatever can differ between images does."""
+    """Three buckets, a range of scales and both flips: everything that may differ between images."""
     return DataConfig(
         train_short_side=(48, 64),
         eval_short_side=56,
@@ -90,35 +86,44 @@ def data_config():
     )
 
 
-def take(stream):
-    batches = list(stream)
-    stream.close()
-    return batches
-
-
-def assert_equal(ones, others):
-    assert len(ones) == len(others)
-    for one, other in zip(ones, others, strict=True):
-        for name, a, b in zip(Batch._fields, one, other, strict=True):
-            np.testing.assert_array_equal(a, b, err_msg=name)
-            assert a.dtype == b.dtype
-
-
 @pytest.fixture(scope="session")
 def batches(shapes_set, data_config):
-    return take(train_batches(shapes_set, data_config, **SETTINGS))
+    """The first training batches of `shapes`."""
+    return take_all(train_batches(shapes_set, data_config, **SETTINGS))
 
 
 @pytest.fixture
-def damaged(shapes, tmp_path):
-    """A copy of the generated set, the records of which can be broken: (set, function that breaks record i)."""
+def breakable(shapes, tmp_path):
+    """A copy of `shapes`, and a function that truncates the images at given positions."""
     folder = tmp_path / "train"
     shutil.copytree(shapes.images, folder)
     dataset = load_coco(SplitConfig(str(folder), shapes.annotations))
 
-    def damage(*positions):
+    def truncate(*positions):
         for position in positions:
             file = dataset.images[position].path
             file.write_bytes(file.read_bytes()[:-400])
 
-    return dataset, damage
+    return dataset, truncate
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """Function that copies a file or folder to gs://bucket/NAME, which lies in memory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(registry, "gcs", FakeStore)
+    monkeypatch.setitem(registry, "gs", FakeStore)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    system = FakeStore()
+
+    def put(source, name):
+        source = Path(source)
+        files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+        for file in files:
+            inside = "" if source.is_file() else f"/{file.relative_to(source)}"
+            system.pipe_file(f"gs://bucket/{name}{inside}", file.read_bytes())
+
+    yield put
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    backend.fsspec_backend._get_filesystem.cache_clear()

@@ -1,4 +1,4 @@
-"""Sizes, boxes and mirrors."""
+"""Sizes, boxes and flips."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from tood_jax.data.transforms import fitted_size, flip_horizontal, flip_vertical
         ((427, 640), 800, 1333, (800, 1199)),
         ((300, 1000), 800, 1333, (400, 1333)),  # the long side decides
         ((500, 500), 800, 1333, (800, 800)),
-        ((1, 10_000), 800, 1333, (1, 1333)),  # never less than a pixel
+        ((1, 10_000), 800, 1333, (1, 1333)),  # at least one pixel
     ],
 )
 def test_resized_size(size, short, long, expected):
@@ -27,20 +27,24 @@ def test_resized_size(size, short, long, expected):
     size=st.tuples(st.integers(1, 4000), st.integers(1, 4000)),
     canvas=st.tuples(st.integers(1, 50), st.integers(1, 50)).map(lambda pair: (pair[0] * 32, pair[1] * 32)),
 )
-def test_a_fitted_size_fits_and_is_not_enlarged(size, canvas):
+def test_a_fitted_size_fits_and_is_not_larger(size, canvas):
     fitted = fitted_size(size, canvas)
-    assert all(1 <= side <= min(limit, own) for side, limit, own in zip(fitted, canvas, size, strict=True))
+    assert all(1 <= side <= min(limit, before) for side, limit, before in zip(fitted, canvas, size, strict=True))
     if size[0] <= canvas[0] and size[1] <= canvas[1]:
         assert fitted == size
+    enlarged = fitted_size(size, canvas, enlarge=True)
+    assert all(1 <= side <= limit for side, limit in zip(enlarged, canvas, strict=True))
+    if fitted != size:
+        assert enlarged == fitted
 
 
-def test_resize_gives_the_size_asked_for_and_spares_the_work_otherwise():
+def test_resize_returns_an_image_of_the_size_unchanged():
     image = np.arange(6 * 9 * 3, dtype=np.uint8).reshape(6, 9, 3)
     assert resize(image, (6, 9)) is image
     assert resize(image, (12, 5)).shape == (12, 5, 3)
 
 
-def test_boxes_are_scaled_y_by_y_and_x_by_x():
+def test_y_and_x_of_boxes_are_scaled_separately():
     boxes = np.array([[1, 2, 3, 4]], np.float32)
     assert scale_boxes(boxes, np.array([10, 100], np.float32)).tolist() == [[100, 20, 300, 40]]
     assert scale_boxes(np.zeros((0, 4), np.float32), np.ones(2, np.float32)).shape == (0, 4)
@@ -51,27 +55,27 @@ def test_boxes_are_scaled_y_by_y_and_x_by_x():
     [(flip_horizontal, [[6, 2, 9, 4]]), (flip_vertical, [[1, 2, 4, 4]])],
     ids=lambda x: str(x)[:20],
 )
-def test_a_mirrored_box_lies_on_the_mirrored_object(flip, expected):
+def test_a_flipped_box_matches_the_flipped_object(flip, expected):
     image = np.zeros((6, 10, 3), np.uint8)
     image[2:4, 1:4] = 255
-    mirrored, boxes = flip(image, np.array([[1, 2, 4, 4]], np.float32))
+    flipped, boxes = flip(image, np.array([[1, 2, 4, 4]], np.float32))
     assert boxes.tolist() == expected
     assert boxes.dtype == np.float32
     x0, y0, x1, y1 = boxes[0].astype(int)
-    assert mirrored[y0:y1, x0:x1].min() == 255
-    assert mirrored.sum() == image.sum()
+    assert flipped[y0:y1, x0:x1].min() == 255
+    assert flipped.sum() == image.sum()
 
 
 @pytest.mark.parametrize("flip", [flip_horizontal, flip_vertical])
-def test_twice_mirrored_is_the_same(flip):
+def test_flipping_twice_changes_nothing(flip):
     random = np.random.default_rng(0)
     image, boxes = random.integers(0, 256, (7, 5, 3), np.uint8), np.array([[0, 1, 4, 6], [2, 2, 3, 5]], np.float32)
-    back, again = flip(*flip(image, boxes))
-    np.testing.assert_array_equal(back, image)
-    np.testing.assert_array_equal(again, boxes)
+    image_again, boxes_again = flip(*flip(image, boxes))
+    np.testing.assert_array_equal(image_again, image)
+    np.testing.assert_array_equal(boxes_again, boxes)
 
 
 @pytest.mark.parametrize("flip", [flip_horizontal, flip_vertical])
-def test_no_boxes_can_be_mirrored(flip):
+def test_an_image_without_boxes_can_be_flipped(flip):
     _, boxes = flip(np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4), np.float32))
     assert boxes.shape == (0, 4)

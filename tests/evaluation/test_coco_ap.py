@@ -1,4 +1,4 @@
-"""COCO AP against examples worked by hand, on the edges COCO's own code trips over, and both engines alike."""
+"""COCO AP of examples computed by hand, of cases that COCO's own code gets wrong, and with both engines."""
 
 # ruff: noqa: SIM300 (it takes the capitals of `metrics.AP` for a constant)
 
@@ -92,7 +92,7 @@ def test_a_false_positive_below_all_hits_costs_nothing_and_above_costs_half(engi
     assert before.AP == pytest.approx(0.5)
 
 
-def test_a_crowd_is_neither_found_nor_missed(engine):
+def test_detections_in_a_crowd_are_ignored(engine):
     box, crowd = [0, 0, 40, 40], [100, 100, 200, 200]
     inside = [result(1, 1, [110 + 30 * i, 120, 30, 30], 0.9) for i in range(3)]
     ground_truth = truth((1, 1, box), (1, 1, crowd, {"iscrowd": 1}))
@@ -100,10 +100,10 @@ def test_a_crowd_is_neither_found_nor_missed(engine):
     assert metrics.AP == pytest.approx(1.0)
     assert metrics.AR100 == pytest.approx(1.0)
     alone = evaluate(truth((1, 1, box), (1, 1, crowd)), [*inside, result(1, 1, box, 0.5)], engine)
-    assert alone.AP < 0.3  # without the flag they are four tries with one hit
+    assert alone.AP < 0.3  # without the flag, one of four detections is right
 
 
-def test_area_of_the_file_decides_the_size(engine):
+def test_the_area_in_the_file_determines_the_size(engine):
     box = [0, 0, 50, 50]
     small = evaluate(truth((1, 1, box, {"area": 500.0})), [result(1, 1, box, 0.9)], engine)
     assert small.APs == pytest.approx(1.0)
@@ -147,7 +147,7 @@ def test_an_object_with_id_0_is_found_and_equal_ids_do_not_matter(engine):
 
 
 @pytest.mark.parametrize("wrong", [result(9, 1, [0, 0, 5, 5], 0.5), result(1, 9, [0, 0, 5, 5], 0.5)])
-def test_a_result_of_nowhere_is_refused(wrong):
+def test_a_result_for_an_unknown_image_or_category_is_refused(wrong):
     with pytest.raises(ValueError, match="which the ground truth doesn't have"):
         evaluate(truth(), [wrong])
 
@@ -188,7 +188,7 @@ def test_equals_the_reference_summary(engine, capsys):
     assert np.mean(metrics.class_ap) == pytest.approx(metrics.AP)
 
 
-def test_silent_and_leaves_its_input_alone(capsys):
+def test_evaluation_prints_nothing_and_does_not_modify_its_input(capsys):
     ground_truth, results = random_case(1)
     before = copy.deepcopy((ground_truth, results))
     evaluate(ground_truth, results)
@@ -203,7 +203,7 @@ def test_results_from_padded_detections():
         scores=np.array([[0.5, 0.25], [0.75, 0]], np.float32),
         labels=np.array([[1, 0], [0, -1]], np.int32),
     )
-    results = coco_results(zip(*detections, strict=True), image_ids=np.array([7, 3]), category_ids=[10, 90])
+    results = coco_results(zip(*detections[:3], strict=True), image_ids=np.array([7, 3]), category_ids=[10, 90])
     assert results == [
         {"image_id": 7, "category_id": 90, "bbox": [1.0, 2.0, 10.0, 20.0], "score": 0.5},
         {"image_id": 7, "category_id": 10, "bbox": [5.0, 5.0, 1.0, 1.0], "score": 0.25},
@@ -212,12 +212,12 @@ def test_results_from_padded_detections():
     json.dumps(results)
 
 
-def test_results_of_nothing():
+def test_results_without_detections():
     assert coco_results([], [], [1]) == []
     assert coco_results([(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))], [1], [1]) == []
 
 
-def test_impossible_results_are_refused():
+def test_invalid_results_are_refused():
     box, score, label = np.zeros((1, 4)), np.ones(1), np.zeros(1, int)
     with pytest.raises(ValueError, match="Image 5 has a detection whose box or score"):
         coco_results([(box, score * np.nan, label)], [5], [1])
@@ -235,14 +235,14 @@ METRICS = CocoMetrics(
 )  # fmt: skip
 
 
-def test_json_has_none_for_what_does_not_exist():
+def test_json_has_none_in_place_of_nan():
     plain = METRICS.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert (plain["AP"], plain["APs"], plain["class_ap"]) == (0.4236, None, [0.25, None])
     assert len(METRICS.numbers()) == 13  # COCO's twelve, and AP90
 
 
-def test_the_table():
+def test_the_table_has_all_metrics_and_classes():
     assert format_table(METRICS, ["cat", "Größe"]) == "\n".join(
         [
             "      AP    AP50    AP75    AP90     APs     APm     APl",

@@ -1,4 +1,4 @@
-"""Steps are sent off one ahead, in order, and a bad one stops those behind it."""
+"""Steps are dispatched one ahead, in order, and a non-finite one stops those behind it."""
 
 import os
 import signal
@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from tests.tiny import random_batch
-from tood_jax.training.agreement import Agreement
-from tood_jax.training.goodput import Stopwatch
-from tood_jax.training.sharding import make_mesh
-from tood_jax.training.signals import Reason, Stopped, StopRequest
+from tood_jax.distributed.sharding import make_mesh
+from tood_jax.distributed.signals import Reason, Stopped, StopRequest
+from tood_jax.distributed.stop_vote import StopVote
+from tood_jax.run_log.goodput import Stopwatch
 from tood_jax.training.stepper import Stepper
 
 BAD = 3  # the batch of this number gives a NaN
 
 
-class Feed:
+class Batches:
     """Batches whose image indices are their number."""
 
     def __init__(self):
@@ -41,25 +41,30 @@ def step(state, batch, go):
 
 
 @pytest.fixture
-def stepper():
+def batches():
+    return Batches()
+
+
+@pytest.fixture
+def stepper(batches):
     with StopRequest(lambda text: None) as stop:
-        yield Stepper(step, jnp.asarray(0), Feed(), make_mesh(jax.devices()[:1]), stop, Stopwatch(0))
+        yield Stepper(step, jnp.asarray(0), batches, make_mesh(jax.devices()[:1]), stop, Stopwatch(0))
 
 
-def test_rows_come_in_order_and_nothing_stays_in_flight(stepper):
+def test_rows_come_in_order_and_nothing_stays_in_flight(stepper, batches):
     numbers = []
     for row, batch in stepper.rows(2):
         numbers.append(row["number"])
         assert batch.image_indices[0] == row["number"]
-        assert stepper._feed.taken == 2  # the second is on its way before the first is looked at
+        assert batches.taken == 2  # the second is dispatched before the first is read
     assert numbers == [0, 1]
     assert int(stepper.state) == 1
     assert [row["number"] for row, _ in stepper.rows(1)] == [2]
-    assert stepper._feed.taken == 3
+    assert batches.taken == 3
     assert int(stepper.state) == 12
 
 
-def test_a_bad_step_stops_the_one_behind_it(stepper):
+def test_a_bad_step_stops_the_one_behind_it(stepper, batches):
     seen = []
     for row, batch in stepper.rows(10):
         seen.append((row["number"], row["finite"]))
@@ -67,14 +72,14 @@ def test_a_bad_step_stops_the_one_behind_it(stepper):
             assert batch.image_indices[0] == BAD
             break
     assert seen == [(0, 1), (1, 1), (2, 1), (BAD, 0)]
-    assert stepper._feed.taken == BAD + 2
+    assert batches.taken == BAD + 2
     assert int(stepper.state) == 12  # without batch 4, which was good
 
 
 @pytest.mark.parametrize(("alone", "expected"), [(True, [0, 1]), (False, [0, 1, 2, 3])])
 def test_a_request_to_stop_ends_it_after_what_is_in_flight(stepper, alone, expected):
     """Of several processes each puts its request to the vote with its next step, and reads all votes with that."""
-    stepper._agreement.alone = alone
+    stepper.vote.is_alone = alone
     numbers = []
     for row, _ in stepper.rows(10):
         numbers.append(row["number"])
@@ -90,9 +95,9 @@ def test_a_request_to_stop_ends_it_after_what_is_in_flight(stepper, alone, expec
 
 @pytest.mark.parametrize("space", [1, 2])
 def test_the_largest_number_is_agreed_on(space):
-    agreement = Agreement(make_mesh(jax.devices(), space))
-    assert agreement.alone
-    assert [int(agreement.propose(number)) for number in (0, 2, 1)] == [0, 2, 1]
-    assert [agreement.largest(number) for number in (0, 2)] == [0, 2]
-    text = agreement._maximum.lower(jax.ShapeDtypeStruct((len(jax.devices()),), jnp.int32)).compile().as_text()
+    vote = StopVote(make_mesh(jax.devices(), space))
+    assert vote.is_alone
+    assert [int(vote.propose(number)) for number in (0, 2, 1)] == [0, 2, 1]
+    assert [vote.decide(number) for number in (0, 2)] == [0, 2]
+    text = vote.maximum.lower(jax.ShapeDtypeStruct((len(jax.devices()),), jnp.int32)).compile().as_text()
     assert text.count("all-reduce(") == 1

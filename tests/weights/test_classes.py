@@ -1,27 +1,27 @@
-"""Category ids of weights from elsewhere."""
+"""Category ids of imported weights."""
 
 import json
 
 import pytest
 
-from tood_jax.data.coco import ClassInfo
-from tood_jax.data.coco_classes import COCO_CLASSES, COCO_NAMES
+from tood_jax.data.dataset import ClassInfo
+from tood_jax.data.formats.coco_classes import COCO_CLASSES, COCO_NAMES
 from tood_jax.weights.classes import find_classes, read_categories
 from tood_jax.weights.mapping import WeightsError
 
 
 @pytest.fixture
 def annotations(tmp_path):
-    """Categories out of the order of their ids, as some files have them."""
+    """A file whose categories are not in the order of their ids."""
     file = tmp_path / "instances.json"
     file.write_text(json.dumps({"categories": [{"id": 9, "name": "cat"}, {"id": 2, "name": "dog"}]}))
     return str(file)
 
 
-def test_cocos_own():
+def test_classes_of_coco():
     """As in COCO's instances files: 80 names, ids up to 90 with ten gaps, labels in the order of the ids."""
-    assert len(COCO_CLASSES) == len({one.name for one in COCO_CLASSES}) == 80
-    assert [one.id for one in COCO_CLASSES] == sorted(one.id for one in COCO_CLASSES)
+    assert len(COCO_CLASSES) == len({category.name for category in COCO_CLASSES}) == 80
+    assert [category.id for category in COCO_CLASSES] == sorted(category.id for category in COCO_CLASSES)
     known = {
         1: "person",
         13: "stop sign",
@@ -41,7 +41,7 @@ def test_labels_follow_the_ids(annotations):
         assert find_classes("x.pth", 2, names, None, annotations)[0] == (ClassInfo(2, "dog"), ClassInfo(9, "cat"))
 
 
-def test_what_this_package_stored_rules(annotations):
+def test_stored_classes_have_precedence(annotations):
     stored = [{"id": 7, "name": "u"}, {"id": 8, "name": "v"}]
     assert find_classes("x", 2, ("u", "v"), stored, annotations)[0] == (ClassInfo(7, "u"), ClassInfo(8, "v"))
     assert find_classes("x", 3, None, stored, annotations)[0] is None
@@ -49,23 +49,50 @@ def test_what_this_package_stored_rules(annotations):
 
 
 @pytest.mark.parametrize(
-    ("count", "names", "exists", "said"),
+    ("count", "names", "exists", "message"),
     [
-        (2, ("cat", "dog"), True, "(dog, cat) are not those of x.pth (cat, dog)"),  # other labels: never guessed
+        (
+            2,
+            ("cat", "dog"),
+            True,
+            "(dog, cat) are not those of x.pth (cat, dog)",
+        ),  # another order
         (3, None, True, "(dog, cat) are not those of x.pth (3 classes)"),
-        (2, ("cat", "dog"), False, "names its classes but not their ids, and there is no annotation file"),
-        (2, None, False, "doesn't say which its classes are, and there is no annotation file"),
+        (2, ("cat", "dog"), False, "has the names of its classes but not their ids, and there is no annotation file"),
+        (2, None, False, "does not name its classes, and there is no annotation file"),
         (3, ("cat", "dog"), True, "names 2 classes, but its classifier has 3"),
     ],
 )
-def test_what_cannot_be_known_is_said(annotations, count, names, exists, said):
-    classes, why = find_classes("x.pth", count, names, None, annotations if exists else "nowhere.json")
+def test_the_reason_for_unknown_classes(annotations, count, names, exists, message):
+    classes, reason = find_classes("x.pth", count, names, None, annotations if exists else "nowhere.json")
     assert classes is None
-    assert said in why
+    assert message in reason
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"images": []}', '{"categories": [{"id": 1}]}'])
-def test_what_is_no_instances_file(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "no list of categories"),
+        ('{"images": []}', "no list of categories"),
+        ('{"categories": {"id": 1, "name": "x"}}', "no list of categories"),
+        ('{"categories": [7]}', "no list of categories"),
+        ('{"categories": [{"id": 1}]}', "no list of categories"),
+        ('{"categories": [{"id": true, "name": "x"}]}', "no list of categories"),
+        ('{"categories": [{"id": 1, "name": "\\ud800"}]}', "no list of categories"),
+        ('{"categories": [{"id": 1e300, "name": "x"}]}', "no list of categories"),
+        ("", "is empty, not JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is nested too deeply"),
+        ("version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer"),
+        ("<html>", "is an HTML or XML page"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, text, message):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(WeightsError, match="no list of categories"):
+    with pytest.raises(WeightsError, match=message):
         read_categories(str(tmp_path / "x.json"))
+
+
+def test_control_characters_of_class_names_do_not_reach_the_message(annotations):
+    reason = find_classes("x.pth", 2, ("\x1b[2J", "b"), None, annotations)[1]
+    assert reason.isprintable()

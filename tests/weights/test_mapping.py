@@ -1,10 +1,10 @@
-"""Round trips are exact; every mismatch is named, in one error."""
+"""Round trips are exact, and one error lists every mismatch."""
 
 import numpy as np
 import pytest
 
 from tests.golden_models import R50, X101, golden_config
-from tests.weights.made import (
+from tests.weights.example_weights import (
     SMALL,
     assert_same,
     imagenet_file,
@@ -22,7 +22,7 @@ from tood_jax.weights.mapping import (
     import_tensors,
     to_torch_layout,
 )
-from tood_jax.weights.naming import counters, is_ignored, naming_of
+from tood_jax.weights.naming import batch_norm_counters, is_ignored, naming_of
 
 
 def without_counters(state_dict):
@@ -30,36 +30,39 @@ def without_counters(state_dict):
 
 
 @pytest.mark.parametrize("name", [R50, X101])
-def test_published_names_and_back(name):
+def test_round_trip_of_published_names(name):
     config, state_dict = golden_config(name), published_state_dict(name)
     assert_same(export_state_dict(import_state_dict(state_dict, config), config), state_dict)
 
 
 @pytest.mark.parametrize("kind", ["mmdetection", "authors", "torchvision", "flax"])
-def test_every_kind_there_and_back(kind):
+def test_round_trip_of_every_kind(kind):
     shapes = shapes_of(SMALL)
-    ours = import_tensors(
-        without_counters(small_state_dict()), naming_of("mmdetection", SMALL, shapes.one), shapes.with_classes(4), "x"
+    variables = import_tensors(
+        without_counters(small_state_dict()),
+        naming_of("mmdetection", SMALL, shapes.one_class),
+        shapes.with_classes(4),
+        "x",
     )
-    naming = naming_of(kind, SMALL, shapes.one)
-    file = export_tensors(ours, naming)
+    naming = naming_of(kind, SMALL, shapes.one_class)
+    file = export_tensors(variables, naming)
     back = import_tensors(file, naming, shapes.with_classes(4), "x")
-    assert_same(back, {name: ours[name] for name in back})
-    assert len(back) == (len(ours) if kind != "torchvision" else sum("/backbone/" in name for name in ours))
+    assert_same(back, {name: variables[name] for name in back})
+    assert len(back) == (len(variables) if kind != "torchvision" else sum("/backbone/" in name for name in variables))
 
 
 @pytest.mark.parametrize("name", [R50, X101])
-def test_imagenet_backbone_and_back(name):
+def test_round_trip_of_an_imagenet_backbone(name):
     config = golden_config(name)
     file = {k: v for k, v in imagenet_file(published_state_dict(name)).items() if not is_ignored(k)}
-    naming = naming_of("torchvision", config, shapes_of(config).one)
-    ours = import_tensors(file, naming, shapes_of(config).one, "x")
-    assert_same(export_tensors(ours, naming), file)
+    naming = naming_of("torchvision", config, shapes_of(config).one_class)
+    variables = import_tensors(file, naming, shapes_of(config).one_class, "x")
+    assert_same(export_tensors(variables, naming), file)
     assert file.keys() >= {"conv1.weight", "bn1.running_var", "layer1.0.downsample.1.bias", "layer3.5.bn3.weight"}
 
 
 def test_the_authors_names():
-    naming = naming_of("authors", SMALL, shapes_of(SMALL).one)
+    naming = naming_of("authors", SMALL, shapes_of(SMALL).one_class)
     names = {entry.torch_name for entry in naming.entries}
     for end in ("weight", "bias"):
         for task in ("cls", "reg"):
@@ -71,24 +74,24 @@ def test_the_authors_names():
 
 def test_layouts():
     kernel = np.arange(2 * 3 * 5 * 7).reshape(2, 3, 5, 7)  # OIHW
-    ours = from_torch_layout(kernel)
-    assert ours.shape == (5, 7, 3, 2)
-    assert ours[4, 6, 2, 1] == kernel[1, 2, 4, 6]
-    np.testing.assert_array_equal(to_torch_layout(ours), kernel)
+    variables = from_torch_layout(kernel)
+    assert variables.shape == (5, 7, 3, 2)
+    assert variables[4, 6, 2, 1] == kernel[1, 2, 4, 6]
+    np.testing.assert_array_equal(to_torch_layout(variables), kernel)
     np.testing.assert_array_equal(from_torch_layout(kernel[0, 0, 0]), kernel[0, 0, 0])
 
 
 def test_every_counter_of_a_torch_file_is_written():
     state_dict = small_state_dict()
-    naming = naming_of("mmdetection", SMALL, shapes_of(SMALL).one)
-    assert set(counters(naming)) == state_dict.keys() - without_counters(state_dict).keys()
+    naming = naming_of("mmdetection", SMALL, shapes_of(SMALL).one_class)
+    assert set(batch_norm_counters(naming)) == state_dict.keys() - without_counters(state_dict).keys()
 
 
 def test_counters_are_ignored():
     assert set(import_state_dict(small_state_dict(), SMALL)) == {"params", "batch_stats"}
 
 
-def test_every_mismatch_is_named_in_one_error():
+def test_one_error_lists_every_mismatch():
     wrong = without_counters(small_state_dict())
     wrong = {name: array for name, array in wrong.items() if not name.startswith("bbox_head.tood_reg")}
     del wrong["bbox_head.scales.3.scale"]
@@ -97,7 +100,7 @@ def test_every_mismatch_is_named_in_one_error():
     wrong["bbox_head.scales.0.scale"] = np.zeros(1, np.float32)
     shapes = shapes_of(SMALL)
     with pytest.raises(WeightsError) as error:
-        import_tensors(wrong, naming_of("mmdetection", SMALL, shapes.one), shapes.with_classes(4), "tood.pth")
+        import_tensors(wrong, naming_of("mmdetection", SMALL, shapes.one_class), shapes.with_classes(4), "tood.pth")
     lines = str(error.value).splitlines()
     assert lines[0] == "tood.pth: 6 tensors don't fit the config's model:"
     assert {line.strip() for line in lines[1:]} == {
@@ -105,14 +108,14 @@ def test_every_mismatch_is_named_in_one_error():
         "missing: bbox_head.tood_reg.bias [4]",
         "missing: bbox_head.scales.3.scale []",
         "unexpected: head.extra.weight [1, 2]",
-        "ill-shaped: backbone.conv1.weight is [8, 4, 7, 7], should be [8, 3, 7, 7]",
-        "ill-shaped: bbox_head.scales.0.scale is [1], should be []",
+        "wrong shape: backbone.conv1.weight is [8, 4, 7, 7], should be [8, 3, 7, 7]",
+        "wrong shape: bbox_head.scales.0.scale is [1], should be []",
     }
 
 
-def test_a_backbone_of_another_depth_lists_all_that_differs():
+def test_a_backbone_of_another_depth_lists_all_differences():
     small, shapes = without_counters(small_state_dict()), shapes_of(with_backbone(SMALL, depth=34))
-    naming = naming_of("mmdetection", with_backbone(SMALL, depth=34), shapes.one)
+    naming = naming_of("mmdetection", with_backbone(SMALL, depth=34), shapes.one_class)
     with pytest.raises(WeightsError) as error:
         import_tensors(small, naming, shapes.with_classes(4), "x")
     missing = {entry.torch_name for entry in naming.entries} - small.keys()

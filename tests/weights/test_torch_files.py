@@ -1,4 +1,4 @@
-"""Reading and writing PyTorch's files, with PyTorch: `make test-torch`."""
+"""PyTorch's files, with PyTorch: `make test-torch`."""
 
 import os
 import sys
@@ -9,9 +9,9 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from tests.weights.made import SMALL, assert_same, shapes_of, small_state_dict
+from tests.weights.example_weights import SMALL, assert_same, shapes_of, small_state_dict
 from tood_jax.weights.files import read_weights, write_weights
-from tood_jax.weights.load import fit
+from tood_jax.weights.load import fit_to_model
 from tood_jax.weights.mapping import WeightsError
 
 pytestmark = pytest.mark.torch
@@ -38,7 +38,7 @@ def test_published_forms_are_read(tmp_path, state_dict, wrap, zipped):
     assert file.class_names == (("a", "b") if wrap else None)
 
 
-def test_there_and_back_and_what_mmdetection_reads(tmp_path, state_dict):
+def test_round_trip_and_the_keys_that_mmdetection_reads(tmp_path, state_dict):
     about = {"config": {"name": "x"}}
     write_weights(tmp_path / "x.pth", state_dict, ("a", "b"), about)
     file = read_weights(tmp_path / "x.pth")
@@ -100,8 +100,8 @@ def test_a_training_checkpoint_of_mmengine(tmp_path, state_dict, monkeypatch):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-class Runs:
-    """A pickle that would call a function."""
+class CallsFunction:
+    """Its pickle calls a function."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -109,7 +109,7 @@ class Runs:
     def __reduce__(self):
         return self.call
 
-    def __call__(self):  # so that what it gives may be called in turn
+    def __call__(self):  # so that the result may itself be called
         raise AssertionError
 
 
@@ -126,9 +126,9 @@ class Runs:
 def test_a_malicious_pickle_is_refused_and_nothing_runs(
     tmp_path, monkeypatch, state_dict, function, arguments, named, zipped
 ):
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # some set this for other programs' sake
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # some users set this for other programs
     evidence, path = tmp_path / "evidence", tmp_path / "evil.pth"
-    evil = Runs(function, arguments.format(str(evidence)))
+    evil = CallsFunction(function, arguments.format(str(evidence)))
     torch.save({"state_dict": as_torch(state_dict), "meta": evil}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(WeightsError) as error:
         read_weights(path)
@@ -137,30 +137,33 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(
     assert named in str(error.value)
     assert "refused" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
-    torch.load(path, weights_only=False)  # the test's own teeth: loaded carelessly, it does run
+    torch.load(path, weights_only=False)  # the test is valid: loaded without protection, it runs
     assert evidence.exists()
 
 
-def test_a_stand_in_runs_nothing_either(tmp_path, state_dict):
-    """`getattr` is let through for mmengine's sake, as a word without meaning: what it would fetch can't be called."""
-    fetched = Runs(getattr, "text", "upper")
+def test_a_placeholder_runs_nothing(tmp_path, state_dict):
+    """`getattr` is accepted for mmengine, but replaced: what it would return can't be called."""
+    fetched = CallsFunction(getattr, "text", "upper")
     torch.save({"state_dict": as_torch(state_dict), "meta": fetched}, tmp_path / "x.pth")
     assert read_weights(tmp_path / "x.pth").class_names is None
-    for evil in (Runs(getattr, Runs(__import__, "os"), "system"), Runs(Runs(getattr, "text", "upper"))):
+    for evil in (
+        CallsFunction(getattr, CallsFunction(__import__, "os"), "system"),
+        CallsFunction(CallsFunction(getattr, "text", "upper")),
+    ):
         torch.save({"state_dict": as_torch(state_dict), "meta": evil}, tmp_path / "y.pth")
         with pytest.raises(WeightsError, match="refused"):
             read_weights(tmp_path / "y.pth")
 
 
-def test_bombs_are_refused(tmp_path):
+def test_decompression_bombs_are_refused(tmp_path):
     path = tmp_path / "x.pth"
     torch.save({"a": torch.zeros(1).expand(10**12)}, path)
-    with pytest.raises(WeightsError, match="a claims more numbers than the file holds"):
+    with pytest.raises(WeightsError, match="a has more values than the file holds"):
         read_weights(path)
     torch.save({"a": torch.zeros(100_000)}, path)
     with zipfile.ZipFile(path) as whole, zipfile.ZipFile(tmp_path / "y.pth", "w", zipfile.ZIP_DEFLATED) as packed:
-        for one in whole.infolist():
-            packed.writestr(one.filename, whole.read(one))
+        for member in whole.infolist():
+            packed.writestr(member.filename, whole.read(member))
     with pytest.raises(WeightsError, match="doesn't compress"):
         read_weights(tmp_path / "y.pth")
 
@@ -177,39 +180,39 @@ def test_a_truncated_file(tmp_path, zipped, share):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ([1, 2], "no dictionary of tensors; it holds list"),
         ({"epoch": 3, "args": "x"}, "it holds epoch, args"),
         ({}, "it holds nothing"),
-        ({"state_dict": {"a": torch.zeros(1), "b": 3}}, "b is no plain tensor but a int"),
-        ({"a": torch.zeros(2, 2).to_sparse()}, "a is no plain tensor"),
+        ({"state_dict": {"a": torch.zeros(1), "b": 3}}, "b is not a plain tensor but a int"),
+        ({"a": torch.zeros(2, 2).to_sparse()}, "a is not a plain tensor"),
     ],
 )
-def test_what_is_no_state_dict(tmp_path, content, said):
+def test_content_without_a_state_dict_is_refused(tmp_path, content, message):
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         read_weights(tmp_path / "x.pth")
 
 
-def test_an_archive_that_is_no_checkpoint(tmp_path):
+def test_other_files_named_pth_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
         archive.writestr("hello.txt", "hello")
     (tmp_path / "y.pth").write_bytes(b"<html>404</html>")
     (tmp_path / "z.pth").write_bytes(b"")
-    for name in "xyz":
-        with pytest.raises(WeightsError, match="not a whole PyTorch checkpoint") as error:
+    for name, message in (("x", "not a whole PyTorch"), ("y", "is an HTML or XML page"), ("z", "not a whole PyTorch")):
+        with pytest.raises(WeightsError, match=message) as error:
             read_weights(tmp_path / f"{name}.pth")
         assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_backbone_made_in_torch(tmp_path):
+def test_a_backbone_file_of_torchvision(tmp_path):
     """A file as torchvision publishes them fits the backbone: same names, same layouts."""
     names = {"conv1.weight": (8, 3, 7, 7), "fc.weight": (10, 64), "fc.bias": (10,)}
     state_dict = small_state_dict()
     file = {name.removeprefix("backbone."): v for name, v in state_dict.items() if name.startswith("backbone.")}
     file |= {name: np.ones(shape, np.float32) for name, shape in names.items()}
     torch.save(as_torch(file), tmp_path / "resnet18.pth")
-    weights = fit(read_weights(tmp_path / "resnet18.pth"), "resnet18.pth", SMALL, shapes_of(SMALL))
+    weights = fit_to_model(read_weights(tmp_path / "resnet18.pth"), "resnet18.pth", SMALL, shapes_of(SMALL))
     assert weights.kind == "torchvision"
     assert weights.left_out == ("fc.weight", "fc.bias")

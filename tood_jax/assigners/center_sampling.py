@@ -1,6 +1,6 @@
 """Assignment of points near an object's centre, each size of object to its own level (FCOS: Tian et al. 2019, 2020).
 
-Axes: N points · M padded objects · G objects a chunk · L levels. Boxes are xyxy in canvas pixels.
+Axes: N points · M padded objects · G objects per chunk · L levels. Boxes are xyxy in canvas pixels.
 """
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from tood_jax.assigners.claims import fold_in_chunks, full_assignment, near_center
+from tood_jax.assigners.base import fold_in_chunks, full_assignment, near_center
 from tood_jax.geometry.boxes import area_xyxy, inside_distance
 from tood_jax.types import Assignment
 
@@ -36,14 +36,14 @@ def assign_center_sampling(
     the smallest (the first of equals).
 
     Args:
-        points: (x, y), the middle of each cell: (j + 0.5, i + 0.5)·stride, pixels.
+        points: (x, y), the middle of each location: (j + 0.5, i + 0.5)·stride, pixels.
         strides: of each point's level, pixels.
         valid: False for points outside the image's padded area.
         gt_boxes, gt_mask: padded objects.
-        level_slices: where each level's points lie in N.
+        level_slices: which part of N each level is.
         radius: in strides.
-        ranges: smallest and largest distance to the farthest side a level, both included, pixels.
-        chunk: objects worked off at a time; memory grows with chunk · N.
+        ranges: smallest and largest distance to the farthest side per level, both included, pixels.
+        chunk: objects processed at a time; memory grows with chunk · N.
 
     Returns:
         Assignment over [N]; metric and soft_label are 1 on positives, iou is 0: only points take part.
@@ -54,9 +54,9 @@ def assign_center_sampling(
     points, strides, valid, gt_boxes, gt_mask = (jnp.asarray(x) for x in (points, strides, valid, gt_boxes, gt_mask))
     num_points = points.shape[0]
     if len(ranges) != len(level_slices):
-        raise ValueError(f"There are {len(ranges)} ranges for {len(level_slices)} levels; give one a level.")
-    cells = [s.stop - s.start for s in level_slices]
-    nearest, farthest = np.repeat(np.asarray(ranges, np.float32), cells, axis=0).T  # [N] each
+        raise ValueError(f"There are {len(ranges)} ranges for {len(level_slices)} levels; give one per level.")
+    locations = [s.stop - s.start for s in level_slices]
+    nearest, farthest = np.repeat(np.asarray(ranges, np.float32), locations, axis=0).T  # [N] each
 
     def fold(state, index, gt_boxes, gt_mask):
         smallest, owner = state
@@ -77,7 +77,7 @@ def assign_center_sampling(
 
 
 def assign_center_sampling_batch(points, strides, valid, gt_boxes, gt_mask, **options) -> Assignment:
-    """`assign_center_sampling` for a batch: every argument but `points` and `strides` has B in front."""
+    """Apply `assign_center_sampling` to a batch: every argument except `points` and `strides` has B in front."""
     return jax.vmap(lambda *image: assign_center_sampling(*image, **options), in_axes=(None, None, 0, 0, 0))(
         points, strides, valid, gt_boxes, gt_mask
     )

@@ -1,6 +1,6 @@
 """Assignment of an object's fovea, the middle of its box, on the levels of its size (FoveaBox: Kong et al. 2020).
 
-Axes: N cells · M padded objects · G objects a chunk · L levels. Boxes are xyxy in canvas pixels.
+Axes: N locations · M padded objects · G objects per chunk · L levels. Boxes are xyxy in canvas pixels.
 """
 
 import jax
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from tood_jax.assigners.claims import fold_in_chunks, full_assignment
+from tood_jax.assigners.base import fold_in_chunks, full_assignment
 from tood_jax.geometry.boxes import area_xyxy
-from tood_jax.geometry.pyramid import STRIDES
+from tood_jax.geometry.locations import STRIDES
 from tood_jax.types import Assignment
 
 INFINITY = float("inf")
@@ -29,36 +29,36 @@ def assign_fovea(
     sigma: float = 0.4,
     chunk: int = 64,
 ) -> Assignment:
-    """Assign one image's cells by geometry alone.
+    """Assign one image's locations by geometry alone.
 
-    On every level whose range holds the object's √area, the object takes the cells whose middle lies in its box shrunk
-    about the centre to `sigma` of its size; the first and last row and column are clamped to the map, so a fovea that
-    lies beyond the map takes the border. Of several objects a cell learns the smallest (the last of equals).
+    On every level whose range holds the object's √area, the object takes the locations whose middle lies in its box
+    shrunk about the centre to `sigma` of its size; the first and last row and column are clamped to the map, so a fovea
+    that lies beyond the map takes the border. Of several objects a location learns the smallest (the last of equals).
 
     Args:
-        valid: False for cells outside the image's padded area.
+        valid: False for locations outside the image's padded area.
         gt_boxes, gt_mask: padded objects.
-        level_shapes: (height, width) of each level in cells; N is their sum.
+        level_shapes: (height, width) of each level in locations; N is their sum.
         strides: of each level, pixels.
-        scale_ranges: smallest and largest √area a level, both included, pixels.
+        scale_ranges: smallest and largest √area per level, both included, pixels.
         sigma: 0–1.
-        chunk: objects worked off at a time; memory grows with chunk · N.
+        chunk: objects processed at a time; memory grows with chunk · N.
 
     Returns:
-        Assignment over [N]; metric and soft_label are 1 on positives, iou is 0: only cells take part.
+        Assignment over [N]; metric and soft_label are 1 on positives, iou is 0: only locations take part.
 
     Raises:
-        ValueError: not one stride and one range a level, or N is not the number of cells.
+        ValueError: not one stride and one range per level, or N is not the number of locations.
     """
     valid, gt_boxes, gt_mask = (jnp.asarray(x) for x in (valid, gt_boxes, gt_mask))
-    num_cells = sum(height * width for height, width in level_shapes)
+    num_locations = sum(height * width for height, width in level_shapes)
     if not len(level_shapes) == len(strides) == len(scale_ranges):
         raise ValueError(
             f"There are {len(level_shapes)} levels, {len(strides)} strides and {len(scale_ranges)} scale ranges; "
-            "give one of each a level."
+            "give one of each per level."
         )
-    if valid.shape != (num_cells,):
-        raise ValueError(f"valid has {valid.shape[0]} cells, but the levels have {num_cells}.")
+    if valid.shape != (num_locations,):
+        raise ValueError(f"valid has {valid.shape[0]} locations, but the levels have {num_locations}.")
 
     def fold(state, index, gt_boxes, gt_mask):
         smallest, owner = state
@@ -73,24 +73,24 @@ def assign_fovea(
         wins = (lowest <= smallest) & (lowest < INFINITY)
         return jnp.minimum(smallest, lowest), jnp.where(wins, last, owner)
 
-    start = jnp.full(num_cells, INFINITY), jnp.full(num_cells, -1, jnp.int32)
+    start = jnp.full(num_locations, INFINITY), jnp.full(num_locations, -1, jnp.int32)
     objects = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32), gt_boxes, gt_mask
     _, owner = fold_in_chunks(fold, start, objects, chunk)
     return full_assignment(owner, None, gt_boxes)
 
 
 def _fovea(boxes: Float[Array, "g 4"], shape: tuple[int, int], sigma: float) -> Bool[Array, "g n"]:
-    """The cells of one level in each fovea; boxes in strides."""
+    """The locations of one level in each fovea; boxes in strides."""
     height, width = shape
     last = jnp.asarray([width - 1, height - 1])
     half = 0.5 * (boxes[:, 2:] - boxes[:, :2])  # [G, 2] over (x, y)
-    first_cell = jnp.clip(jnp.ceil(boxes[:, :2] + (1 - sigma) * half - 0.5), 0, last)
-    last_cell = jnp.clip(jnp.floor(boxes[:, :2] + (1 + sigma) * half - 0.5), 0, last)
+    first_location = jnp.clip(jnp.ceil(boxes[:, :2] + (1 - sigma) * half - 0.5), 0, last)
+    last_location = jnp.clip(jnp.floor(boxes[:, :2] + (1 + sigma) * half - 0.5), 0, last)
     row, column = np.mgrid[:height, :width]
-    cell = jnp.asarray(np.stack([column.ravel(), row.ravel()], axis=1))  # [N, 2]
-    return ((cell >= first_cell[:, None]) & (cell <= last_cell[:, None])).all(axis=-1)
+    location = jnp.asarray(np.stack([column.ravel(), row.ravel()], axis=1))  # [N, 2]
+    return ((location >= first_location[:, None]) & (location <= last_location[:, None])).all(axis=-1)
 
 
 def assign_fovea_batch(valid, gt_boxes, gt_mask, **options) -> Assignment:
-    """`assign_fovea` for a batch: every argument has B in front."""
+    """Apply `assign_fovea` to a batch: every argument has B in front."""
     return jax.vmap(lambda *image: assign_fovea(*image, **options))(valid, gt_boxes, gt_mask)

@@ -1,15 +1,15 @@
 """Assignment by the highest overlap with an anchor (RetinaNet: Lin et al. 2017, section 4; Ren et al. 2015).
 
-Axes: N anchors · M padded objects · G objects a chunk. Boxes are xyxy in canvas pixels.
+Axes: N anchors · M padded objects · G objects per chunk. Boxes are xyxy in canvas pixels.
 """
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from tood_jax.assigners.claims import fold_in_chunks, full_assignment
+from tood_jax.assigners.base import fold_in_chunks, full_assignment
 from tood_jax.geometry.boxes import pairwise_iou
+from tood_jax.ops.materialize import compute_once
 from tood_jax.types import Assignment
 
 
@@ -33,11 +33,11 @@ def assign_max_iou(
 
     Args:
         anchors: pixels.
-        valid: False for anchors of cells outside the image's padded area.
+        valid: False for anchors of locations outside the image's padded area.
         gt_boxes, gt_mask: padded objects.
         positive_iou, negative_iou: 0–1.
         min_positive_iou: 0–1, the least IoU at which an object takes its best anchors.
-        chunk: objects worked off at a time; memory grows with chunk · N.
+        chunk: objects processed at a time; memory grows with chunk · N.
 
     Returns:
         Assignment over [N] with −2 where an anchor counts for nothing; metric and soft_label are 1 on positives, iou
@@ -47,27 +47,28 @@ def assign_max_iou(
     num_anchors = anchors.shape[0]
 
     def fold(state, index, gt_boxes, gt_mask):
-        best, owner, taker = state
+        best, owner, best_anchor_of = state
         iou = jnp.where(valid & gt_mask[:, None], pairwise_iou(gt_boxes, anchors), -1.0)
-        # Compared with its own maximum below, so both must see one and the same rounding: not to be computed twice.
-        iou = lax.optimization_barrier(iou)  # [G, N]
+        iou = compute_once(iou)  # [G, N]: compared with its own maximum below, which must have the same rounding
         highest, first = iou.max(axis=0), index[iou.argmax(axis=0)]  # [N]
         owner = jnp.where(highest > best, first, owner)
         best = jnp.maximum(best, highest)
         own_best = iou.max(axis=1, keepdims=True)  # [G, 1]
-        takes = (iou == own_best) & (own_best > 0) & (own_best >= min_positive_iou)
-        taker = jnp.maximum(taker, jnp.where(takes, index[:, None], -1).max(axis=0))
-        return best, owner, taker
+        is_best = (iou == own_best) & (own_best > 0) & (own_best >= min_positive_iou)
+        best_anchor_of = jnp.maximum(best_anchor_of, jnp.where(is_best, index[:, None], -1).max(axis=0))
+        return best, owner, best_anchor_of
 
-    nobody = jnp.full(num_anchors, -1, jnp.int32)
+    no_object = jnp.full(num_anchors, -1, jnp.int32)
     objects = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32), gt_boxes, gt_mask
-    best, owner, taker = fold_in_chunks(fold, (jnp.full(num_anchors, -1.0), nobody, nobody), objects, chunk)
+    best, owner, best_anchor_of = fold_in_chunks(
+        fold, (jnp.full(num_anchors, -1.0), no_object, no_object), objects, chunk
+    )
     gt_index = jnp.where(best >= positive_iou, owner, jnp.where(best < negative_iou, -1, -2))
-    return full_assignment(jnp.where(taker >= 0, taker, gt_index), anchors, gt_boxes)
+    return full_assignment(jnp.where(best_anchor_of >= 0, best_anchor_of, gt_index), anchors, gt_boxes)
 
 
 def assign_max_iou_batch(anchors, valid, gt_boxes, gt_mask, **options) -> Assignment:
-    """`assign_max_iou` for a batch: every argument but `anchors` has B in front."""
+    """Apply `assign_max_iou` to a batch: every argument except `anchors` has B in front."""
     return jax.vmap(lambda *image: assign_max_iou(*image, **options), in_axes=(None, 0, 0, 0))(
         anchors, valid, gt_boxes, gt_mask
     )

@@ -1,6 +1,6 @@
-"""OTA: assignment as an optimal transport of labels to cells (Ge et al. 2021, arXiv 2103.14259, section 3).
+"""OTA: assignment as an optimal transport of labels to locations (Ge et al. 2021, arXiv 2103.14259, section 3).
 
-Axes: N cells · M padded objects · C classes · S suppliers, Q demanders of a transport. Boxes: xyxy, canvas pixels.
+Axes: N locations · M padded objects · C classes · S suppliers, Q demanders of a transport. Boxes: xyxy, canvas pixels.
 Memory grows with M · N: every iteration needs the whole plan.
 """
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from tood_jax.assigners.claims import MIN_INSIDE_DISTANCE, full_assignment, near_center
+from tood_jax.assigners.base import MIN_INSIDE_DISTANCE, full_assignment, near_center
 from tood_jax.geometry.boxes import inside_distance, pairwise_iou
 from tood_jax.types import Assignment
 
@@ -31,7 +31,7 @@ def sinkhorn(
 
     Args:
         log_kernel: −cost / ε; −inf where nothing may be sent.
-        supply, demand: masses; a demander of mass 0, and whoever can send or get nothing, has −inf throughout.
+        supply, demand: masses; rows and columns of mass 0, or without any finite kernel, are −inf.
         iterations: each scales the demanders, then the suppliers.
         start: the suppliers' first potentials (divided by ε), 0 by default.
     """
@@ -69,20 +69,20 @@ def assign_ota(
     epsilon: float = 0.1,
     iterations: int = 50,
 ) -> Assignment:
-    """Assign one image's cells by their predictions; no gradient flows through it.
+    """Assign one image's locations by their predictions; no gradient flows through it.
 
-    Every cell demands one label. An object supplies k of them, the whole part of the sum of its `topk` largest IoUs, at
-    least 1; the background supplies the rest. A label costs the focal loss over all classes (towards no class, from the
-    background) plus, from an object, −`iou_weight` · log IoU (the published code; its box loss in training is GIoU).
-    Objects supply only cells that lie in them and near their centre; an object without such a cell supplies any
-    (the published code adds a million to the cost outside, which comes to the same). Each supplier's row of the plan
-    is scaled to a largest element of 1, and a cell takes the label of its largest (published code).
+    Every location demands one label. An object supplies k of them, the whole part of the sum of its `topk` largest
+    IoUs, at least 1; the background supplies the rest. A label costs the focal loss over all classes (towards no class,
+    from the background) plus, from an object, −`iou_weight` · log IoU (the published code; its box loss in training is
+    GIoU). Objects supply only locations that lie in them and near their centre; an object without such a location
+    supplies any (the published code adds a million to the cost outside, which comes to the same). Each supplier's row
+    of the plan is scaled to a largest element of 1, and a location takes the label of its largest (published code).
 
     Args:
         scores: 0–1, class scores.
         boxes: predicted boxes, pixels.
-        points, strides: each cell's point (x, y) and its level's stride, pixels.
-        valid: False for cells outside the image's padded area.
+        points, strides: each location's point (x, y) and its level's stride, pixels.
+        valid: False for locations outside the image's padded area.
         gt_boxes, gt_labels, gt_mask: padded objects.
         center_radius: strides.
         topk: clamped to N.
@@ -97,26 +97,26 @@ def assign_ota(
         jax.tree.map(jnp.asarray, (scores, boxes, points, strides, gt_boxes))
     )
     valid, gt_labels, gt_mask = (jnp.asarray(x) for x in (valid, gt_labels, gt_mask))
-    num_cells, num_objects = boxes.shape[0], gt_boxes.shape[0]
+    num_locations, num_objects = boxes.shape[0], gt_boxes.shape[0]
     if num_objects == 0:
-        return full_assignment(jnp.full(num_cells, -1, jnp.int32), boxes, gt_boxes)
+        return full_assignment(jnp.full(num_locations, -1, jnp.int32), boxes, gt_boxes)
 
     iou = pairwise_iou(gt_boxes, boxes)  # [M, N]
     usable = valid & gt_mask[:, None]
     inside = usable & (inside_distance(points, gt_boxes[:, None]) > MIN_INSIDE_DISTANCE)
     inside &= near_center(points, strides, gt_boxes, center_radius)
-    homeless = ~inside.any(axis=1)  # [M]
-    best = lax.top_k(jnp.where(inside, iou, 0), min(topk, num_cells))[0]
+    without_candidates = ~inside.any(axis=1)  # [M]
+    best = lax.top_k(jnp.where(inside, iou, 0), min(topk, num_locations))[0]
     count = jnp.where(gt_mask, jnp.maximum(jnp.floor(best.sum(axis=1)), 1), 0)
 
     background_cost, class_cost = _focal_costs(scores, alpha, gamma)
     cost = background_cost + class_cost.T[gt_labels] - iou_weight * jnp.log(jnp.maximum(iou, EPS))
-    cost = jnp.where(inside | (usable & homeless[:, None]), cost, jnp.inf)
+    cost = jnp.where(inside | (usable & without_candidates[:, None]), cost, jnp.inf)
     cost = jnp.concatenate([cost, jnp.where(valid, background_cost, jnp.inf)[None]])  # [M+1, N]
     rest = jnp.maximum(valid.sum() - count.sum(), 0)
-    # A million outside would leave such an object out of the first round's scaling of the cells.
-    start = jnp.append(jnp.where(homeless, LATE, 0.0), 0.0)
-    supply, demand = jnp.append(count, rest), valid.astype(jnp.float32)
+    # A million outside would leave such an object out of the first round's scaling of the locations.
+    start = jnp.append(jnp.where(without_candidates, LATE, 0.0), 0.0)
+    supply, demand = jnp.append(count, rest), valid.astype(count.dtype)
     plan = sinkhorn(-cost / epsilon, supply, demand, iterations, start)
 
     largest = plan.max(axis=1, keepdims=True)
@@ -134,7 +134,7 @@ def _focal_costs(
 
 
 def assign_ota_batch(scores, boxes, points, strides, valid, gt_boxes, gt_labels, gt_mask, **options) -> Assignment:
-    """`assign_ota` for a batch: every argument but `points` and `strides` has B in front."""
+    """Apply `assign_ota` to a batch: every argument except `points` and `strides` has B in front."""
     return jax.vmap(lambda *image: assign_ota(*image, **options), in_axes=(0, 0, None, None, 0, 0, 0, 0))(
         scores, boxes, points, strides, valid, gt_boxes, gt_labels, gt_mask
     )

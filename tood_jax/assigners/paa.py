@@ -1,6 +1,9 @@
-"""Probabilistic anchor assignment: a Gaussian mixture parts an object's anchors (PAA: Kim and Lee 2020, section 3.1).
+"""Probabilistic anchor assignment: a Gaussian mixture splits the anchors of each object.
 
-Axes: N anchors · M padded objects · K candidates an object (topk a level) · G objects a chunk. Costs are losses ≥ 0.
+PAA: Kim and Lee 2020, section 3.1.
+
+Axes: N anchors · M padded objects · K candidates per object (topk per level) · G objects per chunk. Costs are losses ≥
+0.
 """
 
 from typing import NamedTuple
@@ -10,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from tood_jax.assigners.claims import Claims, claim_in_chunks, settle, spread
+from tood_jax.assigners.base import Candidates, map_in_chunks, resolve_conflicts, scatter
 from tood_jax.types import Assignment
 
 REGULARISATION = 1e-6  # added to every variance
@@ -58,7 +61,7 @@ def fit_mixture(costs: Float[Array, " k"], usable: Bool[Array, " k"]) -> Mixture
         new_bound = jnp.sum(density, where=usable) / total
         return Mixture(mass / mass.sum(), means, variances), new_bound, jnp.abs(new_bound - bound), step + 1
 
-    def unsettled(state):
+    def is_changing(state):
         _, _, change, step = state
         return (change >= TOLERANCE) & (step < MAX_ITERATIONS)
 
@@ -66,14 +69,14 @@ def fit_mixture(costs: Float[Array, " k"], usable: Bool[Array, " k"]) -> Mixture
     ends = jnp.where(jnp.isfinite(ends), ends, 0)
     start = Mixture(jnp.full(2, 0.5, costs.dtype), ends, jnp.ones(2, costs.dtype))
     infinity = jnp.asarray(jnp.inf, costs.dtype)
-    return lax.while_loop(unsettled, iterate, (start, -infinity, infinity, 0))[0]
+    return lax.while_loop(is_changing, iterate, (start, -infinity, infinity, 0))[0]
 
 
 def separate(costs: Float[Array, " k"], usable: Bool[Array, " k"]) -> Bool[Array, " k"]:
     """Which of an object's candidates are positive: scheme (c) of the paper's figure 3, as published code has it.
 
     Of the candidates that the first Gaussian explains best, those up to the one of highest density (under the whole
-    mixture; the dearest of equals), by cost. An object with fewer than two candidates has none.
+    mixture; of equals, that of highest cost), by cost. An object with fewer than two candidates has none.
     """
     order = jnp.argsort(jnp.where(usable, costs, jnp.inf))
     costs, usable = costs[order], usable[order]
@@ -82,7 +85,7 @@ def separate(costs: Float[Array, " k"], usable: Bool[Array, " k"]) -> Bool[Array
     first = usable & (joint[:, 0] >= joint[:, 1])
     density = jnp.where(first, jax.nn.logsumexp(joint, axis=1), -jnp.inf)
     # A Gaussian of just two costs has its mean between them; in the published code gaps of 1e-6 to 1e-14, half of them
-    # float64's own rounding, then name the peak. Here it is the dearer one.
+    # float64's own rounding, then decide which is the peak. Here it is the one of higher cost.
     is_peak = first & (density >= density.max() - SAME_LOG_DENSITY)
     up_to_peak = jnp.cumsum(is_peak[::-1])[::-1] > 0
     positive = first & up_to_peak & (usable.sum() >= 2)
@@ -99,7 +102,7 @@ def assign_paa(
     topk: int = 9,
     chunk: int = 64,
 ) -> Assignment:
-    """Thin out an image's positives by what they cost; no gradient flows through it.
+    """Keep the positives of one image that have a low cost; no gradient flows through it.
 
     An object's candidates are, on each level, the `topk` cheapest of the anchors that it has at first. A mixture of two
     Gaussians is fitted to their costs; the candidates of the cheaper one, up to its peak, stay positive. All other
@@ -108,11 +111,11 @@ def assign_paa(
     Args:
         initial: `assign_max_iou` with positive_iou = negative_iou = 0.1.
         costs: classification loss plus box loss of each anchor with the object it has at first; any number elsewhere.
-        valid: False for anchors of cells outside the image's padded area.
+        valid: False for anchors of locations outside the image's padded area.
         gt_mask: padded objects.
-        level_slices: where each level's anchors lie in N.
-        topk: candidates a level, clamped to the level's anchors.
-        chunk: objects worked off at a time; memory grows with chunk · N.
+        level_slices: which part of N each level is.
+        topk: candidates per level, clamped to the level's anchors.
+        chunk: objects processed at a time; memory grows with chunk · N.
 
     Returns:
         Assignment over [N]; metric and soft_label are 1 on positives, iou is the initial one.
@@ -121,22 +124,22 @@ def assign_paa(
     valid, gt_mask = jnp.asarray(valid), jnp.asarray(gt_mask)
     num_anchors = costs.shape[0]
 
-    def claim(index, gt_mask) -> Claims:
-        mine = (initial.gt_index == index[:, None]) & valid & gt_mask[:, None]  # [G, N]
-        costs_of_mine = jnp.where(mine, costs, jnp.inf)
-        cheapest = [lax.top_k(-costs_of_mine[:, s], min(topk, s.stop - s.start))[1] + s.start for s in level_slices]
+    def select(index, gt_mask) -> Candidates:
+        own = (initial.gt_index == index[:, None]) & valid & gt_mask[:, None]  # [G, N]
+        own_costs = jnp.where(own, costs, jnp.inf)
+        cheapest = [lax.top_k(-own_costs[:, s], min(topk, s.stop - s.start))[1] + s.start for s in level_slices]
         anchor = jnp.concatenate(cheapest, axis=1)  # [G, K]
-        positive = jax.vmap(separate)(costs[anchor], jnp.take_along_axis(mine, anchor, axis=1))
+        positive = jax.vmap(separate)(costs[anchor], jnp.take_along_axis(own, anchor, axis=1))
         iou = initial.iou[anchor]
-        return Claims(anchor, positive, iou, jnp.ones_like(iou))
+        return Candidates(anchor, positive, iou, jnp.ones_like(iou))
 
-    claims = claim_in_chunks(claim, (jnp.arange(gt_mask.shape[0], dtype=jnp.int32), gt_mask), chunk)
-    gt_index, granted = settle(claims, num_anchors)
-    ones = (gt_index >= 0).astype(jnp.float32)
+    candidates = map_in_chunks(select, (jnp.arange(gt_mask.shape[0], dtype=jnp.int32), gt_mask), chunk)
+    gt_index, kept = resolve_conflicts(candidates, num_anchors)
+    ones = (gt_index >= 0).astype(candidates.iou.dtype)
     gt_index = jnp.where(ones == 0, jnp.minimum(initial.gt_index, -1), gt_index)
-    return Assignment(gt_index, ones, spread(claims.iou, claims, granted, num_anchors), ones)
+    return Assignment(gt_index, ones, scatter(candidates.iou, candidates, kept, num_anchors), ones)
 
 
 def assign_paa_batch(initial, costs, valid, gt_mask, **options) -> Assignment:
-    """`assign_paa` for a batch: every argument has B in front."""
+    """Apply `assign_paa` to a batch: every argument has B in front."""
     return jax.vmap(lambda *image: assign_paa(*image, **options))(initial, costs, valid, gt_mask)

@@ -1,6 +1,9 @@
-"""SimOTA: each object takes its cheapest cells, as many as its predictions are good (YOLOX: Ge et al. 2021, section 2).
+"""SimOTA: each object takes its cheapest locations, as many as its predictions are good.
 
-Axes: N cells · M padded objects · C classes · K candidates an object · G objects a chunk. Boxes: xyxy, canvas pixels.
+YOLOX: Ge et al. 2021, section 2.
+
+Axes: N locations · M padded objects · C classes · K candidates per object · G objects per chunk. Boxes: xyxy, canvas
+pixels.
 """
 
 import jax
@@ -8,11 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from tood_jax.assigners.claims import fold_in_chunks, full_assignment, near_center
+from tood_jax.assigners.base import fold_in_chunks, full_assignment, near_center
 from tood_jax.geometry.boxes import inside_distance, pairwise_iou
 from tood_jax.types import Assignment
 
-OUTSIDE_COST = 100_000.0  # added where a cell isn't both in the box and near its centre (published code)
+OUTSIDE_COST = 100_000.0  # added where a location isn't both in the box and near its centre (published code)
 EPS = 1e-7  # keeps −log IoU finite (published code)
 
 
@@ -32,23 +35,23 @@ def assign_simota(
     cls_weight: float = 1.0,
     chunk: int = 64,
 ) -> Assignment:
-    """Assign one image's cells by their predictions; no gradient flows through it.
+    """Assign one image's locations by their predictions; no gradient flows through it.
 
-    Candidates are the cells that lie in some object or near some object's centre. A candidate costs an object
+    Candidates are the locations that lie in some object or near some object's centre. A candidate costs an object
     `cls_weight` · cross entropy (over all classes, towards 1 at the object's class and 0 elsewhere) − `iou_weight` ·
     log IoU, and far more if it isn't both in that object and near its centre. The object takes its k cheapest
-    candidates, k being the whole part of the sum of its `topk` largest IoUs, at least 1. A cell taken by several goes
-    to the object it costs least, whether or not that one took it (published code).
+    candidates, k being the whole part of the sum of its `topk` largest IoUs, at least 1. A location taken by several
+    goes to the object it costs least, whether or not that one took it (published code).
 
     Args:
         scores: 0–1, class scores.
         boxes: predicted boxes, pixels.
-        points, strides: each cell's point (x, y) and its level's stride, pixels.
-        valid: False for cells outside the image's padded area.
+        points, strides: each location's point (x, y) and its level's stride, pixels.
+        valid: False for locations outside the image's padded area.
         gt_boxes, gt_labels, gt_mask: padded objects.
         center_radius: strides.
         topk: clamped to N.
-        chunk: objects worked off at a time; memory grows with chunk · N.
+        chunk: objects processed at a time; memory grows with chunk · N.
 
     Returns:
         Assignment over [N]; metric and soft_label are 1 on positives, iou is the predicted box's.
@@ -57,8 +60,8 @@ def assign_simota(
         jax.tree.map(jnp.asarray, (scores, boxes, points, strides, gt_boxes))
     )
     valid, gt_labels, gt_mask = (jnp.asarray(x) for x in (valid, gt_labels, gt_mask))
-    num_cells = boxes.shape[0]
-    topk = min(topk, num_cells)
+    num_locations = boxes.shape[0]
+    topk = min(topk, num_locations)
     log_yes, log_no = jnp.maximum(jnp.log(scores), -100), jnp.maximum(jnp.log1p(-scores), -100)
     cost_of_none = -log_no.sum(axis=1)  # [N] cross entropy towards no class at all
     yes_instead_of_no = (log_no - log_yes).T  # [C, N]: what it adds that one class is there
@@ -68,7 +71,7 @@ def assign_simota(
         near = near_center(points, strides, gt_boxes, center_radius)
         return state | ((inside | near) & gt_mask[:, None]).any(axis=0)
 
-    candidate = valid & fold_in_chunks(candidates, jnp.zeros(num_cells, bool), (gt_boxes, gt_mask), chunk)
+    candidate = valid & fold_in_chunks(candidates, jnp.zeros(num_locations, bool), (gt_boxes, gt_mask), chunk)
 
     def fold(state, index, gt_boxes, gt_labels, gt_mask):
         least, cheapest, takers, taker = state
@@ -80,17 +83,17 @@ def assign_simota(
         cost = jnp.where(usable, cost + jnp.where(inside, 0, OUTSIDE_COST), jnp.inf)
 
         count = jnp.maximum(lax.top_k(iou, topk)[0].sum(axis=1).astype(jnp.int32), 1)  # [G]
-        lowest, cell = lax.top_k(-cost, topk)  # [G, K]
+        lowest, location = lax.top_k(-cost, topk)  # [G, K]
         takes = (jnp.arange(topk) < count[:, None]) & (lowest > -jnp.inf)
-        cell = jnp.where(takes, cell, num_cells)  # out of bounds: dropped
-        takers = takers.at[cell].add(1, mode="drop")
-        taker = taker.at[cell].max(jnp.broadcast_to(index[:, None], cell.shape), mode="drop")
+        location = jnp.where(takes, location, num_locations)  # out of bounds: dropped
+        takers = takers.at[location].add(1, mode="drop")
+        taker = taker.at[location].max(jnp.broadcast_to(index[:, None], location.shape), mode="drop")
 
         lowest, first = cost.min(axis=0), index[cost.argmin(axis=0)]
         return jnp.minimum(least, lowest), jnp.where(lowest < least, first, cheapest), takers, taker
 
-    nobody = jnp.full(num_cells, -1, jnp.int32)
-    start = jnp.full(num_cells, jnp.inf), nobody, jnp.zeros(num_cells, jnp.int32), nobody
+    no_object = jnp.full(num_locations, -1, jnp.int32)
+    start = jnp.full(num_locations, jnp.inf), no_object, jnp.zeros(num_locations, jnp.int32), no_object
     objects = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32), gt_boxes, gt_labels, gt_mask
     _, cheapest, takers, taker = fold_in_chunks(fold, start, objects, chunk)
     return full_assignment(jnp.where(takers > 1, cheapest, taker), boxes, gt_boxes)
@@ -99,7 +102,7 @@ def assign_simota(
 def assign_simota_batch(
     scores, boxes, points, strides, valid, gt_boxes, gt_labels, gt_mask, **options
 ) -> Assignment:  # fmt: skip
-    """`assign_simota` for a batch: every argument but `points` and `strides` has B in front."""
+    """Apply `assign_simota` to a batch: every argument except `points` and `strides` has B in front."""
     return jax.vmap(lambda *image: assign_simota(*image, **options), in_axes=(0, 0, None, None, 0, 0, 0, 0))(
         scores, boxes, points, strides, valid, gt_boxes, gt_labels, gt_mask
     )

@@ -1,70 +1,93 @@
-"""What the doors share: quiet errors, the compilation cache, and checkpoints as their source of config."""
+"""What the programs share: errors in one sentence, the compilation cache, and the model and config of a checkpoint."""
 
 import os
-import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 
-from tood_jax.build import build_model
-from tood_jax.cli.options import parse
-from tood_jax.config import Config, ConfigError, from_dict
-from tood_jax.data.coco import ClassInfo
+from tood_jax.checkpoint.orbax_noise import silence_orbax
+from tood_jax.checkpoint.reader import check_same_leaves, named_leaves
+from tood_jax.checkpoint.store import Checkpoint, CheckpointError, open_checkpoint
+from tood_jax.cli.command_line import parse, refuse_repeated_options
+from tood_jax.cli.process import compilation_cache_folder, missing_backend_message, prepare_process
+from tood_jax.config import Config, ConfigError
+from tood_jax.config.paths import expand_home
+from tood_jax.config.validation import stored_config
+from tood_jax.data.dataset import ClassInfo
 from tood_jax.data.errors import DataError, StalledError
-from tood_jax.detectors.detector import Detector
-from tood_jax.training.checkpoints import Checkpoint, CheckpointError, open_checkpoint
-from tood_jax.training.loop import NonFiniteLossError
-from tood_jax.training.processes import ProcessError, end_at_once, leave_at_once, of_a_lost_peer
-from tood_jax.training.signals import EXIT_STATUS, Reason, Stopped
-from tood_jax.training.state import Tree
+from tood_jax.distributed.process_group import ProcessError, end_at_once, explain_lost_peer, leave_at_once
+from tood_jax.distributed.signals import EXIT_STATUS, Reason, StatusError, Stopped
+from tood_jax.models.build import build_model
+from tood_jax.models.detector import Detector
+from tood_jax.training.collapse import CollapseError
+from tood_jax.training.non_finite import NonFiniteLossError
+from tood_jax.types import Tree
+from tood_jax.untrusted.terminal import print_warning
+from tood_jax.weights.finite import check_finite
+from tood_jax.weights.shapes import variable_shapes
 
 Args = TypeVar("Args")
-EXPECTED_ERRORS = (ConfigError, DataError, CheckpointError, NonFiniteLossError, ProcessError, OSError)
+_NAMED_STEPS: dict[str, Literal["best", "latest"]] = {"best": "best", "latest": "latest"}
+EXPECTED_ERRORS = (
+    ConfigError, DataError, CheckpointError, NonFiniteLossError, CollapseError, ProcessError, StatusError, OSError,
+)  # fmt: skip
 
 
 @contextmanager
-def said_in_one_sentence(prog: str) -> Iterator[None]:
-    """Expected errors end the program with their sentence and status 1, without a traceback.
+def report_errors(prog: str) -> Iterator[None]:
+    """End the program on an expected error with its sentence and status 1 (or `StatusError.status`), without traceback.
 
     In a run of many processes every error ends this one at once, and the loss of another process is an expected one,
     after which the run should be started again.
     """
+    prepare_process()
+    silence_orbax()
     try:
         yield
     except EXPECTED_ERRORS as error:
-        lost = of_a_lost_peer(error)
-        print(f"{prog}: {lost or error}", file=sys.stderr)
+        lost = explain_lost_peer(error)
+        print_warning(f"{prog}: {lost or error}")
         if isinstance(error, StalledError):  # a thread hangs in a read, and an ordinary exit would wait for it
             end_at_once(1)
-        leave_at_once(EXIT_STATUS[Reason.PREEMPTION] if lost else 1)
-        raise SystemExit(1) from None
+        status = error.status if isinstance(error, StatusError) else 1
+        leave_at_once(EXIT_STATUS[Reason.PREEMPTION] if lost else status)
+        raise SystemExit(status) from None
     except KeyboardInterrupt:
         if jax.distributed.is_initialized():
-            print(f"{prog}: stopped at once.", file=sys.stderr)
+            print_warning(f"{prog}: stopped at once.")
             leave_at_once(EXIT_STATUS[Reason.INTERRUPT])
         raise
     except Stopped:
         raise
     except Exception as error:
+        if sentence := missing_backend_message(error):
+            print_warning(f"{prog}: {sentence}")
+            raise SystemExit(1) from None
         if jax.distributed.is_initialized():
-            lost = of_a_lost_peer(error)
-            print(f"{prog}: {lost}" if lost else traceback.format_exc(), file=sys.stderr)
+            lost = explain_lost_peer(error)
+            print_warning(f"{prog}: {lost}" if lost else traceback.format_exc())
             leave_at_once(EXIT_STATUS[Reason.PREEMPTION] if lost else 1)
         raise
 
 
 def use_compilation_cache() -> None:
-    """Compiled programs are kept in ~/.cache/tood_jax, so that a restart doesn't compile again."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "tood_jax"))
+    """Keep compiled programs in $JAX_COMPILATION_CACHE_DIR or ~/.cache/tood_jax, so that a restart does not recompile.
+
+    Without a home folder and the variable, a note is printed and nothing is kept.
+    """
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    folder = compilation_cache_folder(given)
+    if folder is None:
+        print_warning("Note: without a home folder compiled programs are not kept; set JAX_COMPILATION_CACHE_DIR.")
+    elif folder != given:
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
-class Trained(NamedTuple):
-    """A model as a checkpoint holds it."""
+class TrainedModel(NamedTuple):
+    """A model with the weights and classes of a checkpoint."""
 
     model: Detector
     params: Tree
@@ -75,35 +98,89 @@ class Trained(NamedTuple):
 def parse_with_checkpoint(
     args_type: type[Args], argv: list[str], *, prog: str, description: str
 ) -> tuple[Args, Config, Checkpoint]:
-    """`options.parse` for doors that take --checkpoint and --step: the checkpoint's config is the default."""
-    wants_help = "--help" in argv or "-h" in argv
-    path, step = _value_of("--checkpoint", argv), _value_of("--step", argv) or "best"
-    if wants_help and not path:
-        parse(args_type, argv, prog=prog, description=description, default_config=Config())  # ends the program
-    with said_in_one_sentence(prog):
+    """Parse the command line of a program with --checkpoint and --step, whose default config is the checkpoint's.
+
+    Returns:
+        (the program's own options, the config with the fields of the command line, the checkpoint).
+
+    Raises:
+        SystemExit: as `parse`, and with status 1 if the checkpoint or its config can't be read.
+    """
+    is_help = "--help" in argv or "-h" in argv
+    with report_errors(prog):
+        refuse_repeated_options(argv, prog)
+        path, step = _option_value("--checkpoint", argv), _option_value("--step", argv) or "best"
+    if is_help and not path:
+        parse(args_type, argv, prog=prog, description=description, default_config=Config())  # exits
+    with report_errors(prog):
         if not path:
             raise CheckpointError("name a checkpoint: --checkpoint runs/NAME (or the folder of one step).")
-        if not (step.isdigit() or step in ("best", "latest")):
-            raise CheckpointError(f"--step={step} must be best, latest or the number of a saved step.")
-        checkpoint = open_checkpoint(path, int(step) if step.isdigit() else step)  # type: ignore[arg-type]
-        config = from_dict(checkpoint.about["config"])
+        checkpoint = open_checkpoint(path, parse_step(step))
+        config = config_of(checkpoint.about.get("config"), checkpoint.folder, prog)
     args, config = parse(args_type, argv, prog=prog, description=description, default_config=config)
     return args, config, checkpoint
 
 
-def _value_of(option: str, argv: list[str]) -> str:
+def parse_step(text: str) -> int | Literal["best", "latest"]:
+    """Return the value of --step. Raises ConfigError."""
+    if text in _NAMED_STEPS:
+        return _NAMED_STEPS[text]
+    if text.isdecimal():
+        return int(text)
+    raise ConfigError(f"--step={text} must be best, latest or the number of a saved step.")
+
+
+def config_of(values: Any, where: object, prog: str) -> Config:
+    """Return the config stored in a checkpoint or a file of weights, after printing the notes on it."""
+    config, notes = stored_config(values, where)
+    for note in notes:
+        print_warning(f"{prog}: note: {note}")
+    return config
+
+
+def class_names(classes: Iterable[ClassInfo]) -> tuple[str, ...]:
+    """Return the names of classes, in their order."""
+    return tuple(category.name for category in classes)
+
+
+def _option_value(option: str, argv: list[str]) -> str:
+    """Return the value of a path option with ~ expanded; "" without the option."""
     for i, word in enumerate(argv):
         if word == option and i + 1 < len(argv):
-            return argv[i + 1]
+            return expand_home(argv[i + 1])
         if word.startswith(f"{option}="):
-            return word.partition("=")[2]
+            return expand_home(word.partition("=")[2])
     return ""
 
 
-def load_trained(checkpoint: Checkpoint, config: Config) -> Trained:
-    """The weights to evaluate (the moving average where one was kept) and their model."""
-    classes = tuple(ClassInfo(one["id"], one["name"]) for one in checkpoint.about["classes"])
+def load_trained_model(checkpoint: Checkpoint, config: Config) -> TrainedModel:
+    """Return the model of a checkpoint with the weights to evaluate: the moving average if the checkpoint has one.
+
+    Raises:
+        CheckpointError: the checkpoint has no classes, its leaves differ from the model's (which is found before any is
+            read), or leaves have NaN or infinite values.
+    """
+    classes = tuple(ClassInfo(entry["id"], entry["name"]) for entry in checkpoint.about.get("classes") or ())
+    if not classes:
+        raise CheckpointError(f"{checkpoint.folder} doesn't name the classes that it was trained on.")
     weights = "ema" if "ema" in checkpoint.groups else "params"
     groups = [weights, *(group for group in ["batch_stats"] if group in checkpoint.groups)]
+    model = build_model(config, len(classes))
+    _check_shapes(checkpoint, model, groups)
     arrays = checkpoint.arrays(*groups)
-    return Trained(build_model(config, len(classes)), arrays[weights], arrays.get("batch_stats", {}), classes)
+    check_finite(named_leaves(arrays), checkpoint.folder)
+    return TrainedModel(model, arrays[weights], arrays.get("batch_stats", {}), classes)
+
+
+def _check_shapes(checkpoint: Checkpoint, model: Detector, groups: list[str]) -> None:
+    """Compare the checkpoint's table of leaves with the model: an untrusted checkpoint may have any shapes."""
+    leaves = {
+        f"params/{name.partition('/')[2]}" if name.startswith(f"{groups[0]}/") else name: leaf
+        for name, leaf in checkpoint.leaves.items()
+        if name.partition("/")[0] in groups
+    }
+    expected = {
+        name: {"shape": list(shape), "dtype": leaves[name]["dtype"] if name in leaves else "float32"}
+        for name, shape in variable_shapes(model).items()
+    }
+    check_same_leaves(leaves, expected, str(checkpoint.folder))

@@ -1,57 +1,91 @@
-"""eval.py: the twelve COCO numbers of a checkpoint."""
+"""eval.py: COCO's numbers for a checkpoint, or only its detections for a test set without annotations."""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tood_jax.cli.common import load_trained, parse_with_checkpoint, said_in_one_sentence, use_compilation_cache
-from tood_jax.config import ConfigError
-from tood_jax.data.sets import load_set
+from tood_jax.checkpoint.store import Checkpoint
+from tood_jax.cli.common import (
+    TrainedModel,
+    class_names,
+    load_trained_model,
+    parse_with_checkpoint,
+    report_errors,
+    use_compilation_cache,
+)
+from tood_jax.cli.outputs import check_output_file, is_results_file
+from tood_jax.config import Config, ConfigError
+from tood_jax.data.dataset import Dataset
+from tood_jax.data.load_dataset import load_dataset
+from tood_jax.distributed.host_sync import is_primary
+from tood_jax.distributed.process_group import connect_processes, join
+from tood_jax.distributed.sharding import make_mesh, put_whole, replicated
 from tood_jax.evaluation.coco_ap import format_table, write_results
-from tood_jax.evaluation.evaluate import evaluate_set
+from tood_jax.evaluation.evaluate import Evaluation, evaluate_set
 from tood_jax.evaluation.predict import compile_detect_step
-from tood_jax.training.messages import is_first
-from tood_jax.training.processes import join, meet
-from tood_jax.training.sharding import make_mesh, put_whole, replicated
+from tood_jax.untrusted.terminal import print_line
+
+PROG = "eval.py"
 
 
 @dataclass(frozen=True)
 class Args:
     checkpoint: str = ""
-    """Run folder (runs/NAME), or the folder of one step. The config comes from it; every field can be overridden."""
+    """Run folder (runs/NAME), or the folder of one step. Its config is used; every field can be overridden."""
     step: str = "best"
     """best (by AP), latest, or the number of a saved step."""
     out: str = ""
-    """Where to write the detections as COCO results JSON; empty means STEP.results.json in the run's folder."""
+    """File for the detections as COCO results JSON; empty means STEP.results.json in the run's folder."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The door `eval.py`."""
+    """Run `eval.py`."""
     argv = sys.argv[1:] if argv is None else argv
     description = "Evaluate a checkpoint on the val split of its config, or of overrides."
-    args, config, checkpoint = parse_with_checkpoint(Args, argv, prog="eval.py", description=description)
+    args, config, checkpoint = parse_with_checkpoint(Args, argv, prog=PROG, description=description)
     use_compilation_cache()
-    with said_in_one_sentence("eval.py"):
-        join()
-        say = print if is_first() else lambda *_: None
-        dataset = load_set(config.data.val)
-        say(f"val: {dataset.report.summary()}")
-        trained = load_trained(checkpoint, config)
-        if trained.classes != dataset.classes:
-            raise ConfigError(
-                f"{config.data.val.place} has the categories {[one.name for one in dataset.classes]}, but the "
-                f"checkpoint was trained on {[one.name for one in trained.classes]}; ids and names must agree."
-            )
-        mesh = make_mesh(space=config.parallel.space)
-        meet(mesh)
-        detect_step = compile_detect_step(trained.model, config, mesh)
-        params, batch_stats = put_whole((trained.params, trained.batch_stats), replicated(mesh))
-        evaluation = evaluate_set(detect_step, params, batch_stats, dataset, config, mesh)
-        say(f"Step {checkpoint.step} of {args.checkpoint} on {config.data.val.place}:")
-        say(format_table(evaluation.metrics, [one.name for one in dataset.classes]))
-        if evaluation.left_out:
-            say(evaluation.left_out)
+    with report_errors(PROG):
         out = Path(args.out) if args.out else checkpoint.folder.parent.parent / f"{checkpoint.step}.results.json"
-        if is_first():
+        val = config.data.val
+        check_output_file("--out", out, is_results_file, [val.images, val.annotations, args.checkpoint])
+        join()
+        show = print_line if is_primary() else lambda _: False
+        dataset = load_dataset(val, config.data.broken_images, for_evaluation=is_primary())
+        show(f"val: {dataset.report.summary()}")
+        evaluation = evaluate_checkpoint(checkpoint, dataset, config)
+        if is_primary():
             write_results(evaluation.results, out)
-        say(f"{len(evaluation.results)} detections in {len(evaluation.found)} images written to {out}")
+        show(f"Step {checkpoint.step} of {args.checkpoint} on {val.source}:")
+        for text in describe(evaluation, dataset):
+            show(text)
+        show(f"{len(evaluation.results)} detections in {len(evaluation.detections)} images written to {out}")
+
+
+def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Evaluation:
+    """Detect in every image of the data set with the weights of a checkpoint, on all devices.
+
+    Raises:
+        ConfigError: the checkpoint was trained on other classes.
+    """
+    trained = load_trained_model(checkpoint, config)
+    _check_classes(trained, dataset, config.data.val.source)
+    mesh = make_mesh(space=config.parallel.space)
+    connect_processes(mesh)
+    detect_step = compile_detect_step(trained.model, config, mesh)
+    params, batch_stats = put_whole((trained.params, trained.batch_stats), replicated(mesh))
+    return evaluate_set(detect_step, params, batch_stats, dataset, config.data, config.train.eval_batch_size, mesh)
+
+
+def describe(evaluation: Evaluation, dataset: Dataset) -> list[str]:
+    """Return the table of metrics, or why there is none, and a note on what was left out."""
+    table = format_table(evaluation.metrics, class_names(dataset.classes))
+    texts = [table if dataset.has_annotations else "The file has no list 'annotations', so there is no AP."]
+    return [*texts, evaluation.left_out] if evaluation.left_out else texts
+
+
+def _check_classes(trained: TrainedModel, dataset: Dataset, source: str) -> None:
+    if trained.classes != dataset.classes:
+        raise ConfigError(
+            f"{source} has the categories {list(class_names(dataset.classes))}, but the checkpoint was "
+            f"trained on {list(class_names(trained.classes))}; ids and names must agree."
+        )

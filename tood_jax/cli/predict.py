@@ -1,30 +1,44 @@
-"""predict.py: detections in files, folders and globs, as drawn pictures and JSON."""
+"""predict.py: detect objects in image files, and write drawings and detections as JSON."""
 
-import glob
+import contextlib
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from tood_jax.cli.common import load_trained, parse_with_checkpoint, said_in_one_sentence, use_compilation_cache
-from tood_jax.config import Config
-from tood_jax.data.batching import canvases, place
-from tood_jax.data.decode import decode_image
+from tood_jax.cli.common import (
+    TrainedModel,
+    class_names,
+    load_trained_model,
+    parse_with_checkpoint,
+    report_errors,
+    use_compilation_cache,
+)
+from tood_jax.cli.image_search import LeftOutFiles, find_images
+from tood_jax.cli.json_list_writer import JsonListWriter
+from tood_jax.cli.outputs import check_output_file, check_output_folder, is_results_file
+from tood_jax.cli.written_files import WrittenFiles
+from tood_jax.config import Config, ConfigError, DataConfig
 from tood_jax.data.errors import BrokenImageError, DataError
-from tood_jax.data.pipeline import empty_batch
-from tood_jax.data.transforms import resize
-from tood_jax.evaluation.coco_ap import coco_results, write_results
-from tood_jax.evaluation.predict import compile_detect_step, detect_batches
-from tood_jax.training.sharding import make_mesh, replicated
+from tood_jax.data.image_io import decode_image
+from tood_jax.data.preprocess import single_image_batch
+from tood_jax.distributed.sharding import make_mesh, replicated
+from tood_jax.distributed.signals import EXIT_STATUS, Reason
+from tood_jax.evaluation.coco_ap import coco_results
+from tood_jax.evaluation.predict import ImageDetections, compile_detect_step, detect_batches
 from tood_jax.types import Batch
-from tood_jax.visualize.draw import draw_detections, enlarge, save_image
+from tood_jax.untrusted.printable import printable
+from tood_jax.untrusted.terminal import print_line, print_warning
+from tood_jax.visualization.draw import draw_detections, encode_image, resize_for_drawing
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+PROG = "predict.py"
+RESULTS, PART = "detections.json", "detections.part.json"
 
 
 @dataclass(frozen=True)
@@ -34,106 +48,159 @@ class Args:
     step: str = "best"
     """best (by AP), latest, or the number of a saved step."""
     images: tuple[str, ...] = ()
-    """Image files, folders (searched through) and globs in quotes."""
+    """Image files, folders (searched recursively) and globs in quotes."""
     out: str = "predictions"
-    """Folder for the drawn pictures and detections.json."""
+    """Folder for the drawings and detections.json."""
     threshold: float = 0.3
-    """Detections of at least this score are drawn; the JSON holds all."""
+    """Smallest score of a detection that is drawn; the JSON has all detections."""
     draw: bool = True
-    """Draw pictures; False writes the JSON alone."""
+    """Draw images; False writes only the JSON."""
+
+
+@dataclass
+class Job:
+    """What to read and to write, and what happened to single files."""
+
+    files: list[Path]
+    drawing_names: list[str]
+    out: Path
+    written: WrittenFiles
+    left_out: LeftOutFiles
+    unreadable: int = 0  # number of files
+    notes: list[str] = field(default_factory=list)  # printed after the results
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The door `predict.py`."""
+    """Run `predict.py`."""
     argv = sys.argv[1:] if argv is None else argv
-    description = "Detect in pictures: draws what is found and writes it as JSON."
-    args, config, checkpoint = parse_with_checkpoint(Args, argv, prog="predict.py", description=description)
+    description = "Detect objects in images, draw them and write them as JSON."
+    args, config, checkpoint = parse_with_checkpoint(Args, argv, prog=PROG, description=description)
     use_compilation_cache()
-    with said_in_one_sentence("predict.py"):
-        files = find_images(args.images)
-        names = output_names(files)
-        skipped: list[str] = []
-        trained = load_trained(checkpoint, config)
-        class_names = [one.name for one in trained.classes]
-        mesh = make_mesh(jax.devices()[:1])  # pictures come one by one
-        detect_step = compile_detect_step(trained.model, config, mesh)
-        params, batch_stats = jax.device_put((trained.params, trained.batch_stats), replicated(mesh))
-        results: list[dict[str, Any]] = []
-        drawn = 0
-        for index, image, batch in tqdm(_read(files, config, skipped), total=len(files), unit="image", leave=False):
-            (found,) = detect_batches(detect_step, params, batch_stats, [batch], mesh)
-            boxes = (found.boxes, found.scores, found.labels)
-            rows = coco_results([boxes], [str(files[index])], [one.id for one in trained.classes])
-            results += [
-                {**row, "category": class_names[int(label)]} for row, label in zip(rows, found.labels, strict=True)
-            ]
-            drawn += int((found.scores >= args.threshold).sum())
-            if args.draw:
-                large, large_boxes = enlarge(image, found.boxes)
-                drawing = draw_detections(large, large_boxes, found.scores, found.labels, class_names, args.threshold)
-                save_image(Path(args.out) / names[index], drawing)
-        write_results(results, Path(args.out) / "detections.json")
-        for text in skipped:
-            print(f"skipped: {text}", file=sys.stderr)
-        print(
-            f"{len(files) - len(skipped)} images, {drawn} detections of score ≥ {args.threshold:g} "
-            f"({len(results)} in all) in {args.out}/"
+    with report_errors(PROG):
+        job = plan_job(args)
+        trained = load_trained_model(checkpoint, config)
+        with contextlib.closing(JsonListWriter(job.out / RESULTS, job.out / PART)) as results:
+            try:
+                above_threshold = _detect(job, args, config, trained, results)
+                results.finish()
+            except BaseException as error:
+                print_warning(f"{PROG}: the detections so far ({results.rows}) are in {printable(results.part)}")
+                if not isinstance(error, KeyboardInterrupt):
+                    raise
+                raise SystemExit(EXIT_STATUS[Reason.INTERRUPT]) from None
+        for text in [*job.left_out.messages(), *job.notes]:
+            print_warning(text)
+        print_line(
+            f"{len(job.files) - job.unreadable} images, {above_threshold} detections of score ≥ {args.threshold:g} "
+            f"({results.rows} in all) in {printable(args.out)}/"
         )
-        if len(skipped) == len(files):
-            raise DataError("not one of the files could be read.")
+        if job.unreadable == len(job.files):
+            raise DataError("none of the files could be read.")
 
 
-def find_images(patterns: Sequence[str]) -> list[Path]:
-    """Files, folders (with all below them) and globs to image files, each once, sorted within a pattern.
+def plan_job(args: Args) -> Job:
+    """Find the images and check that no output replaces an input or a file that predict.py did not write.
 
     Raises:
-        DataError: if a pattern fits nothing.
+        ConfigError: an option is invalid, or an output would replace a file.
+        DataError: there are no images.
     """
-    if not patterns:
-        raise DataError("name pictures: --images FILE_FOLDER_OR_GLOB …")
-    files: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        elif path.is_file():
-            found = [path]
-        else:
-            found = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
-        if not found:
-            raise DataError(f"--images {pattern}: no such file, no folder with images, and no glob that fits any.")
-        files.update(dict.fromkeys(found))
-    return list(files)
+    if not 0 <= args.threshold <= 1:
+        raise ConfigError(f"--threshold={args.threshold} must be a number from 0 to 1.")
+    check_output_folder("--out", args.out)
+    out = Path(args.out)
+    files, left_out = find_images(args.images, out)
+    names = drawing_names(files)
+    written = WrittenFiles(out)
+    for name in (RESULTS, PART):
+        check_output_file("--out", out / name, is_results_file, files)
+    if args.draw:
+        _check_drawings(out, names, files, written)
+    out.mkdir(parents=True, exist_ok=True)
+    return Job(files, names, out, written, left_out)
 
 
-def output_names(files: Sequence[Path]) -> list[str]:
-    """A name for each drawn picture: the file's own, numbered where two are the same."""
+def _check_drawings(out: Path, names: Sequence[str], files: Sequence[Path], written: WrittenFiles) -> None:
+    """Raise ConfigError if a drawing would replace an input or a file that predict.py did not write."""
+    inputs = {(status.st_dev, status.st_ino) for status in map(os.stat, files)}
+    for name in names:
+        path = out / name
+        if not os.path.lexists(path):
+            continue
+        status = os.stat(path) if path.exists() else os.lstat(path)
+        if (status.st_dev, status.st_ino) in inputs:
+            raise ConfigError(
+                f"--out={printable(out)}: the drawing {printable(name)} would replace an input image: name another "
+                "folder."
+            )
+        if not written.has(name):
+            raise ConfigError(
+                f"--out={printable(out)} has a file {printable(name)} that predict.py did not write, and a drawing "
+                "would replace it: name another folder, or set --draw False."
+            )
+
+
+def _detect(job: Job, args: Args, config: Config, trained: TrainedModel, results: JsonListWriter) -> int:
+    """Detect in all images and write results as they come; return the number of detections above the threshold."""
+    ids, names = [category.id for category in trained.classes], class_names(trained.classes)
+    name_of = dict(zip(ids, names, strict=True))
+    mesh = make_mesh(jax.devices()[:1])  # images have batches of their own
+    detect_step = compile_detect_step(trained.model, config, mesh)
+    params, batch_stats = jax.device_put((trained.params, trained.batch_stats), replicated(mesh))
+    above_threshold = 0
+    for index, image, batch in tqdm(_read_images(job, config.data), total=len(job.files), unit="image", leave=False):
+        (found,) = detect_batches(detect_step, params, batch_stats, [batch], mesh)
+        rows = coco_results([(found.boxes, found.scores, found.labels)], [str(job.files[index])], ids)
+        results.extend({**row, "category": name_of[row["category_id"]]} for row in rows)
+        above_threshold += int((found.scores >= args.threshold).sum())
+        if args.draw:
+            _draw(job, index, image, found, names, args.threshold)
+    return above_threshold
+
+
+def _draw(
+    job: Job, index: int, image: np.ndarray, found: ImageDetections, names: Sequence[str], threshold: float
+) -> None:
+    """Write one drawing; an error becomes a note, and the other drawings are still made."""
+    try:
+        large, boxes = resize_for_drawing(image, found.boxes)
+        drawing = draw_detections(large, boxes, found.scores, found.labels, names, threshold)
+        job.written.write(job.drawing_names[index], encode_image(job.drawing_names[index], drawing))
+    except Exception as error:
+        reason = printable(error) or type(error).__name__
+        job.notes.append(f"not drawn: {printable(job.files[index])} ({reason})")
+
+
+def drawing_names(files: Sequence[Path]) -> list[str]:
+    """Return a file name for each drawing: the image's, with a number if names differ only in case or Unicode form."""
     names: list[str] = []
     taken: set[str] = set()
     for file in files:
         suffix = file.suffix.lower() if file.suffix.lower() in {".png", ".webp"} else ".jpg"
         name, number = f"{file.stem}{suffix}", 2
-        while name in taken:
+        while _folded(name) in taken:
             name, number = f"{file.stem}_{number}{suffix}", number + 1
-        taken.add(name)
+        taken.add(_folded(name))
         names.append(name)
     return names
 
 
-def _read(files: Iterable[Path], config: Config, skipped: list[str]) -> Iterator[tuple[int, np.ndarray, Batch]]:
-    """(position, image, batch of it alone) of every file that can be read; the others are added to `skipped`."""
-    options = canvases(config.data)
-    for position, file in enumerate(files):
+def _folded(name: str) -> str:
+    """Return a name in the form in which case-insensitive file systems compare names."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _read_images(job: Job, data: DataConfig) -> Iterator[tuple[int, np.ndarray, Batch]]:
+    """Yield (position, image, batch of this image) for every readable file; the others become notes."""
+    for position, file in enumerate(job.files):
+        kinds: list[str] = []
         try:
-            image = decode_image(file)
+            if file.exists() and not os.access(file, os.R_OK):  # otherwise the error looks like one of the machine
+                raise BrokenImageError(f"{printable(file)} can't be read (permission denied).")
+            image = decode_image(file, bit_depth=data.bit_depth, noticed=kinds)
         except BrokenImageError as error:
-            skipped.append(str(error))
+            job.unreadable += 1
+            job.notes.append(f"skipped: {error}")
             continue
-        height, width = image.shape[:2]
-        canvas, size = place((height, width), config.data.eval_short_side, config.data.max_long_side, options)
-        batch = empty_batch(1, canvas, max_objects=1)
-        batch.images[0, : size[0], : size[1]] = resize(image, size)
-        batch.sizes[0] = size
-        batch.scales[0] = size[0] / height, size[1] / width
-        batch.image_indices[0] = position
-        yield position, image, batch
+        job.notes += [f"note: {printable(file)} is one of the {kind}." for kind in kinds]
+        yield position, image, single_image_batch(image, data, position)

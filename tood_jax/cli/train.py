@@ -1,4 +1,4 @@
-"""train.py: from a config to a trained detector."""
+"""train.py: train a detector by a config."""
 
 import dataclasses
 import sys
@@ -14,56 +14,74 @@ import numpy as np
 import psutil
 from jax.sharding import Mesh
 
-from tood_jax.build import build_model
-from tood_jax.cli.common import said_in_one_sentence, use_compilation_cache
-from tood_jax.cli.options import parse
-from tood_jax.config import Config, ConfigError, save_config
-from tood_jax.config_rules import warnings
-from tood_jax.data.batching import canvases
-from tood_jax.data.coco import CocoSet
-from tood_jax.data.decode import decode_image
-from tood_jax.data.sets import load_set
-from tood_jax.evaluation.coco_ap import CocoMetrics, format_table
+from tood_jax.cli.command_line import parse
+from tood_jax.cli.common import class_names, report_errors, use_compilation_cache
+from tood_jax.cli.outputs import check_output_file, starts_with_keys
+from tood_jax.config import Config, ConfigError, DataConfig, save_config
+from tood_jax.config.validation import warnings
+from tood_jax.data.dataset import Dataset
+from tood_jax.data.image_io import decode_image
+from tood_jax.data.load_dataset import check_for_training, load_dataset
+from tood_jax.data.preprocess import canvases
+from tood_jax.data.temporary_files import remove_stale_files
+from tood_jax.distributed.host_sync import is_primary
+from tood_jax.distributed.process_group import connect_processes, join, leave_at_once
+from tood_jax.distributed.sharding import make_mesh
+from tood_jax.distributed.signals import EXIT_STATUS, Reason, Stopped, StopRequest
+from tood_jax.evaluation.coco_ap import format_table
 from tood_jax.evaluation.evaluate import evaluate_set
-from tood_jax.evaluation.predict import ImageDetections, compile_detect_step
-from tood_jax.training.goodput import Stopwatch
+from tood_jax.evaluation.predict import DetectStep, ImageDetections, compile_detect_step
+from tood_jax.models.build import build_model
+from tood_jax.run_log.goodput import Stopwatch
+from tood_jax.run_log.log import RunLog
+from tood_jax.training.consistency import check_same_everywhere, describe_process
+from tood_jax.training.disk_space import report_full_disk
+from tood_jax.training.folder_lock import hold_folder
+from tood_jax.training.height_split import check_height_split
 from tood_jax.training.loop import Outcome, train
-from tood_jax.training.messages import is_first
-from tood_jax.training.processes import join, leave_at_once, meet
-from tood_jax.training.records import RunLog
-from tood_jax.training.sharding import make_mesh
-from tood_jax.training.signals import EXIT_STATUS, Reason, Stopped, StopRequest
-from tood_jax.training.space_check import check_space
 from tood_jax.training.state import TrainState
-from tood_jax.visualize.draw import contact_sheet, draw_detections, draw_ground_truth, enlarge, side_by_side
-from tood_jax.weights.load import start_from
+from tood_jax.untrusted.printable import printable
+from tood_jax.untrusted.terminal import print_warning
+from tood_jax.visualization.draw import (
+    contact_sheet,
+    draw_detections,
+    draw_ground_truth,
+    resize_for_drawing,
+    side_by_side,
+)
+from tood_jax.weights.load import initial_weights
 
-PICTURES = 4  # images drawn at every evaluation
+PROG = "train.py"
+DRAWN_IMAGES = 4  # at each evaluation
 
 
 @dataclass(frozen=True)
 class Args:
     init_from: str = ""
-    """Begin with these weights: a backbone or a whole detector, in a .pth or .safetensors file or a run's folder
-    (docs/weights.md). The classifier starts anew if the classes differ. A run that goes on doesn't need it."""
+    """Start a new run with these weights: a backbone or a whole detector, in a .pth or .safetensors file or a run's
+    folder (docs/weights.md). If the classes differ, the classifier starts with random weights. A run that resumes does
+    not need it."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The door `train.py`; its exit statuses are those of training/signals.py, and 1 for an error."""
+    """Run `train.py`; its exit statuses are those of distributed/signals.py, and 1 for an error."""
     argv = sys.argv[1:] if argv is None else argv
-    args, config = parse(Args, argv, prog="train.py", description="Train a detector, or go on where a run stopped.")
+    description = "Train a detector, or resume a run that was stopped."
+    args, config = parse(Args, argv, prog=PROG, description=description)
     use_compilation_cache()
     began = min(time.time(), psutil.Process().create_time())
     try:
-        with said_in_one_sentence("train.py"):
+        with report_errors(PROG), report_full_disk(Path(config.workdir)):
+            is_own_config = starts_with_keys("name", "backbone")
+            check_output_file("--train.workdir", Path(config.workdir) / "config.json", is_own_config)
             join()
             stopped = run(config, init_from=args.init_from, began=began).stopped
     except Stopped as early:
-        print("train.py: stopped on request before the first step; nothing is lost.", file=sys.stderr)
+        print_warning(f"{PROG}: stopped on request before the first step; nothing is lost.")
         stopped = early.reason
         leave_at_once(EXIT_STATUS[stopped])
     except KeyboardInterrupt:
-        print("train.py: stopped at once; the same command goes on from the newest checkpoint.", file=sys.stderr)
+        print_warning(f"{PROG}: stopped at once; the same command resumes from the newest checkpoint.")
         stopped = Reason.INTERRUPT
     if stopped:
         raise SystemExit(EXIT_STATUS[stopped])
@@ -72,53 +90,44 @@ def main(argv: list[str] | None = None) -> None:
 def run(
     config: Config, devices: list[jax.Device] | None = None, init_from: str = "", began: float | None = None
 ) -> Outcome:
-    """Train by a config on the given devices (all by default), evaluating on its val split.
+    """Train by a config, with evaluations on its val split.
 
     Args:
-        init_from: a new run begins with these weights, unless this is "".
-        began: Unix time from which the run's time is counted (goodput); now, by default.
+        config: the run.
+        devices: the devices to use; all by default.
+        init_from: weights for a new run; "" for random weights.
+        began: Unix time from which the run's time is counted (goodput); now by default.
 
     Raises:
-        Stopped: a stop was asked for while the annotations were read.
+        Stopped: a stop was requested while the annotations were read.
+        FolderInUseError: another run uses the run's folder.
     """
     folder = Path(config.workdir)
     watch = Stopwatch(time.time() if began is None else began)
     with (
-        StopRequest() as stop,
-        RunLog(folder, config.train.log_every_steps, speaks=is_first()) as log,
+        StopRequest(has_peers=jax.process_count() > 1) as stop,
+        hold_folder(folder, lambda: bool(stop.reason)),
+        RunLog(folder, config.train.log_every_steps, is_active=is_primary()) as log,
     ):
         for text in warnings(config):
-            log.say(f"Note: {text}")
-        train_set, val_set = _load(config, log)
-        if is_first():
-            save_config(config, folder / "config.json")
+            log.info(f"Note: {text}")
+        train_set, val_set = _load_sets(config.data, log)
+        if jax.process_count() > 1:
+            check_same_everywhere(describe_process(config, train_set, val_set))
+        remove_stale_files()
+        if is_primary():
+            _write_config(config, folder)
         mesh = make_mesh(devices, config.parallel.space)
-        meet(mesh)
+        connect_processes(mesh)
         model = build_model(config, len(train_set.classes))
-        _check_space(config, len(train_set.classes), mesh, log)
-        detect_step = compile_detect_step(model, config, mesh)
-        names = [one.name for one in val_set.classes]
-
-        def evaluate(state: TrainState, step: int, check: Callable[[], None]) -> dict[str, Any]:
-            def detect(*inputs: Any) -> Any:
-                check()
-                return detect_step(*inputs)
-
-            evaluation = evaluate_set(detect, state.eval_params, state.batch_stats, val_set, config, mesh)
-            metrics, found = evaluation.metrics, evaluation.found
-            log.metrics(step, {**metrics.to_dict(), "images": len(found)}, kind="eval")
-            log.say(f"Step {step}, {len(found)} images of {config.data.val.place}:\n{format_table(metrics, names)}")
-            if evaluation.left_out:
-                log.say(f"Evaluation: {evaluation.left_out}")
-            _warn_of_nothing_found(metrics, found, log)
-            if is_first():
-                log.picture(step, "detections", _draw(found[:PICTURES], val_set, names))
-            return metrics.to_dict()
-
-        start = (
-            start_from(init_from, config, partial(build_model, config), tuple(names), log.say) if init_from else None
-        )
-        if jax.process_count() == 1:  # several stop together, in the loop
+        _check_height_split(config, len(train_set.classes), mesh, log)
+        evaluate = Evaluator(compile_detect_step(model, config, mesh), val_set, config, mesh, log)
+        start = None
+        if init_from:
+            start = initial_weights(
+                init_from, config, partial(build_model, config), class_names(val_set.classes), log.info
+            )
+        if jax.process_count() == 1:  # several processes stop together, in the loop
             stop.check()
         outcome = train(
             config,
@@ -130,50 +139,98 @@ def run(
             stop=stop,
             watch=watch,
             start_from=start,
+            val_set=val_set,
         )
         if not outcome.stopped:
-            log.say(f"Done. Next: python eval.py --checkpoint {folder}")
+            log.info(f"Done. Next: python eval.py --checkpoint {folder}")
         return outcome
 
 
-def _check_space(config: Config, num_classes: int, mesh: Mesh, log: RunLog) -> None:
-    in_float32 = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="float32"))
-    check_space(build_model(in_float32, num_classes), config, mesh, canvases(config.data), log.say)
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates the state of a run on its val split, and logs metrics and drawings."""
 
+    detect_step: DetectStep
+    dataset: Dataset
+    config: Config
+    mesh: Mesh
+    log: RunLog
 
-def _load(config: Config, log: RunLog) -> tuple[CocoSet, CocoSet]:
-    """Both splits, after checking that they speak of the same classes."""
-    train_set, val_set = load_set(config.data.train), load_set(config.data.val)
-    for split, dataset in (("train", train_set), ("val", val_set)):
-        log.say(f"{split}: {dataset.report.summary()}")
-    if train_set.classes != val_set.classes:
-        raise ConfigError(
-            f"The categories of {config.data.train.place} and {config.data.val.place} differ: "
-            f"{[one.name for one in train_set.classes]} and {[one.name for one in val_set.classes]}. "
-            "Both must list the same categories with the same ids."
+    def __call__(self, state: TrainState, step: int, check: Callable[[], None]) -> dict[str, Any]:
+        """Return the metrics; `check`, which may raise Stopped, is called before each batch."""
+
+        def detect(*inputs: Any) -> Any:
+            check()
+            return self.detect_step(*inputs)
+
+        data, batch_size = self.config.data, self.config.train.eval_batch_size
+        evaluation = evaluate_set(
+            detect, state.eval_params, state.batch_stats, self.dataset, data, batch_size, self.mesh
         )
-    return train_set, val_set
+        metrics, found = evaluation.metrics, evaluation.detections
+        self.log.metrics(step, {**metrics.to_dict(), "images": len(found)}, kind="eval")
+        table = format_table(metrics, class_names(self.dataset.classes))
+        self.log.info(f"Step {step}, {len(found)} images of {self.config.data.val.source}:\n{table}")
+        if evaluation.left_out:
+            self.log.info(f"Evaluation: {evaluation.left_out}")
+        if found and not any(len(detections.scores) for detections in found):
+            self.log.info("Note: no detection exceeds detect.score_threshold yet.")
+        elif metrics.AP == 0:
+            self.log.info("Note: there are detections, but none matches an object yet.")
+        if is_primary():
+            self._log_drawings(step, found[:DRAWN_IMAGES])
+        return metrics.to_dict()
+
+    def _log_drawings(self, step: int, found: list[ImageDetections]) -> None:
+        """Log drawings of a few images; an error in them never ends the run."""
+        try:
+            self.log.picture(step, "detections", draw_comparison(found, self.dataset, self.config.data.bit_depth))
+        except Exception as error:
+            reason = printable(error) or type(error).__name__
+            self.log.info(f"warning: the detections of step {step} can't be drawn ({reason})")
 
 
-def _warn_of_nothing_found(metrics: CocoMetrics, found: list[ImageDetections], log: RunLog) -> None:
-    if found and not any(len(one.scores) for one in found):
-        log.say("Note: not one detection exceeds detect.score_threshold yet.")
-    elif metrics.AP == 0:
-        log.say("Note: there are detections, but none fits an object yet.")
-
-
-def _draw(found: list[ImageDetections], dataset: CocoSet, names: list[str]) -> np.ndarray:
-    """Detections (left) beside the annotations (right) of a few images."""
+def draw_comparison(found: list[ImageDetections], dataset: Dataset, bit_depth: int) -> np.ndarray:
+    """Draw the detections (left) beside the annotations (right) of a few images."""
+    names = class_names(dataset.classes)
     rows = []
-    for one in found:
-        record = dataset.images[one.image_index]
-        original = decode_image(record.path)
-        image, boxes = enlarge(original, one.boxes)
-        _, gt_boxes = enlarge(original, record.boxes)
+    for detections in found:
+        record = dataset.images[detections.image_index]
+        original = decode_image(record.path, bit_depth=bit_depth)
+        image, boxes = resize_for_drawing(original, detections.boxes)
+        _, gt_boxes = resize_for_drawing(original, record.boxes)
         rows.append(
             side_by_side(
-                draw_detections(image, boxes, one.scores, one.labels, names),
+                draw_detections(image, boxes, detections.scores, detections.labels, names),
                 draw_ground_truth(image, gt_boxes, record.labels, names),
             )
         )
     return contact_sheet(rows, columns=2)
+
+
+def _load_sets(data: DataConfig, log: RunLog) -> tuple[Dataset, Dataset]:
+    """Return the train and the val split. Raises ConfigError if their classes differ."""
+    train_set = load_dataset(data.train, data.broken_images, for_evaluation=False)
+    val_set = load_dataset(data.val, data.broken_images, for_evaluation=is_primary())
+    check_for_training(train_set, val_set, data)
+    for split, dataset in (("train", train_set), ("val", val_set)):
+        log.info(f"{split}: {dataset.report.summary()}")
+    if train_set.classes != val_set.classes:
+        raise ConfigError(
+            f"The categories of {data.train.source} and {data.val.source} differ: "
+            f"{list(class_names(train_set.classes))} and {list(class_names(val_set.classes))}. "
+            "Both must have the same categories with the same ids."
+        )
+    return train_set, val_set
+
+
+def _write_config(config: Config, folder: Path) -> None:
+    """Save the config in the run's folder, and remove temporary files that a killed process left there."""
+    for unfinished in folder.glob(".config.json.*.tmp"):
+        unfinished.unlink(missing_ok=True)
+    save_config(config, folder / "config.json")
+
+
+def _check_height_split(config: Config, num_classes: int, mesh: Mesh, log: RunLog) -> None:
+    in_float32 = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="float32"))
+    check_height_split(build_model(in_float32, num_classes), config, mesh, canvases(config.data), log.info)

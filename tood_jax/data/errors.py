@@ -1,13 +1,13 @@
-"""What may be wrong with data."""
+"""Errors of the data."""
 
 
 class DataError(ValueError):
-    """Data that can't be used; the message names the file, the field and the mend."""
+    """Data that cannot be used; the message names the file, the field and the remedy."""
 
 
 class BrokenImageError(DataError):
-    """An image file that is missing or can't be decoded."""
+    """An image file that is missing or cannot be decoded."""
 
 
 class StalledError(DataError):
-    """No batch came within the time limit. A thread may hang in a read that nothing can interrupt."""
+    """No batch arrived within the time limit. A thread may hang in a read that cannot be interrupted."""

@@ -1,11 +1,11 @@
-"""A small generated detection set, written as a COCO directory: textured shapes on cluttered backgrounds.
+"""Generate a small detection data set of textured shapes on cluttered backgrounds, as a COCO directory.
 
     python -m tood_jax.data.synthetic --out DIR --train 640 --val 100 --size 160 --seed 0
 
 writes DIR/{train,val}/000001.jpg … and DIR/annotations/instances_{train,val}.json. Every image is a pure function of
-(seed, split, number, arguments), so the same arguments give the same bytes on one machine.
+(seed, split, number, arguments), so the same arguments give the same bytes on the same machine.
 
-Boxes are the extents of an object's whole silhouette inside the image, also where later objects lie over it.
+A box encloses the part of an object's outline that lies inside the image, even if later objects cover some of it.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +23,19 @@ from typing import Any
 import cv2
 import numpy as np
 
+from tood_jax.config.repeated_options import repeated_option
+from tood_jax.untrusted.bounded_json import parse_json
+
 CLASSES = ("disc", "box", "triangle", "star")
 STAMP = "synthetic.json"
-_FORMAT = 1  # raise it when the drawing changes, so that folders made before are recognised as other
-_SUPERSAMPLING = 4  # silhouettes are drawn this much larger, then averaged: soft edges and boxes to a quarter pixel
+_FORMAT = 1  # increase it when the drawing changes, so that folders written before are recognized as different
+_MAX_STAMP_BYTES = 1 << 16
+_SUPERSAMPLING = 4  # outlines are drawn this much larger, then averaged: smooth edges, boxes to a quarter pixel
 
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """What is generated; equal values give equal files."""
+    """Content of the data set; equal values give equal files."""
 
     train_images: int = 640
     val_images: int = 100
@@ -39,11 +44,13 @@ class ShapesConfig:
     width: tuple[int, int] = (160, 160)
     seed: int = 0
     max_objects: int = 5
-    """Most objects an image."""
+    """Largest number of objects per image."""
     overlap: float = 0.2
-    """Largest share of an object (0–0.6) that later objects may hide."""
+    """Largest share (0–0.6) of an object that later objects may hide."""
     min_side: float = 16.0
-    """Smallest longer side of an object, pixels; the largest is half the image's shorter side."""
+    """Smallest longer side of an object, pixels."""
+    max_side: float = 0.5
+    """Largest longer side of an object, as a share (0–1) of the image's shorter side."""
     empty_share: float = 0.04
     """Share of images without any object."""
     gray_share: float = 0.08
@@ -51,16 +58,18 @@ class ShapesConfig:
 
 
 def write_shapes(folder: str | Path, config: ShapesConfig | None = None) -> bool:
-    """Write the set into `folder`; return False, touching nothing, if it is already there with these arguments.
+    """Write the data set into `folder`; return False and change nothing if it already holds this data set.
 
-    The folder appears whole or not at all: it is made under a temporary name beside it and then renamed.
-    Raises ValueError if the arguments make no sense or `folder` exists and holds something else.
+    The folder appears only when it is complete: it is written under a temporary name beside it and then renamed.
+
+    Raises:
+        ValueError: an argument is out of its range, or `folder` exists and holds something else.
     """
     config = config or ShapesConfig()
     _check(config)
     folder = Path(folder).absolute()
     stamp = json.dumps({"format": _FORMAT, **dataclasses.asdict(config)}, indent=1)
-    if (folder / STAMP).is_file() and (folder / STAMP).read_text() == stamp:
+    if _stamped_config(folder) == config:
         return False
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and does not hold this generated set: remove it or name another folder")
@@ -71,15 +80,29 @@ def write_shapes(folder: str | Path, config: ShapesConfig | None = None) -> bool
         for number, (split, count) in enumerate((("train", config.train_images), ("val", config.val_images))):
             _write_split(temporary, split, number, count, config)
         (temporary / STAMP).write_text(stamp)
-        os.replace(temporary, folder)  # onto nothing, or onto an empty folder
+        os.replace(temporary, folder)  # the target does not exist or is an empty folder
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return True
 
 
+def _stamped_config(folder: Path) -> ShapesConfig | None:
+    """Return the arguments of a generated folder, with defaults for missing ones; None for any other folder."""
+    try:
+        stamp = parse_json((folder / STAMP).read_bytes(), _MAX_STAMP_BYTES)
+        if stamp.pop("format") != _FORMAT:
+            return None
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in stamp.items()
+        }
+        return ShapesConfig(**values)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return None
+
+
 def draw_image(config: ShapesConfig, split: int, number: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray, float]]]:
-    """One image [h, w, 3] uint8 RGB and its objects: (label, box xyxy in pixels, area in pixels)."""
+    """Return an image [h, w, 3] uint8 RGB and its objects: (label, box xyxy in pixels, area in pixels)."""
     rng = np.random.default_rng([config.seed, split, number])
     height = int(rng.integers(config.height[0], config.height[1] + 1))
     width = int(rng.integers(config.width[0], config.width[1] + 1))
@@ -87,15 +110,15 @@ def draw_image(config: ShapesConfig, split: int, number: int) -> tuple[np.ndarra
     canvas = _background(rng, height, width)
     if gray:
         canvas[:] = _luma(canvas)[..., None]
-    wanted = 0 if rng.random() < config.empty_share else int(rng.integers(1, config.max_objects + 1))
+    num_objects = 0 if rng.random() < config.empty_share else int(rng.integers(1, config.max_objects + 1))
     objects: list[tuple[int, np.ndarray, float]] = []
-    visible: list[np.ndarray] = []  # one [h, w] share of each pixel that is still seen, an object
-    for _ in range(wanted):
-        placed = _place(rng, visible, [item[2] for item in objects], height, width, config)
-        if placed is None:
-            continue  # no room left: fewer objects rather than hidden ones
-        label, coverage, box = placed
-        visible = [seen * (1 - coverage) for seen in visible] + [coverage]
+    visible: list[np.ndarray] = []  # per object [h, w]: the share of each pixel that no later object covers
+    for _ in range(num_objects):
+        drawn = _draw_object(rng, visible, [area for _, _, area in objects], height, width, config)
+        if drawn is None:
+            continue  # no free position was found: fewer objects rather than hidden ones
+        label, coverage, box = drawn
+        visible = [share * (1 - coverage) for share in visible] + [coverage]
         objects.append((label, box, float(coverage.sum())))
         paint = _texture(rng, height, width, _contrasting(rng, canvas[coverage > 0.5].mean(axis=0), gray))
         if gray:
@@ -109,12 +132,17 @@ def draw_image(config: ShapesConfig, split: int, number: int) -> tuple[np.ndarra
 def _check(config: ShapesConfig) -> None:
     if config.train_images < 1 or config.val_images < 1 or config.max_objects < 1:
         raise ValueError("train_images, val_images and max_objects must be at least 1")
+    if not 0 < config.max_side <= 1:
+        raise ValueError(f"max_side must lie above 0 and at most at 1, not {config.max_side}")
     for name in ("height", "width"):
         low, high = getattr(config, name)
-        if not 4 * config.min_side <= low <= high:
-            raise ValueError(f"{name} must be a range (low, high) of at least four times min_side, not ({low}, {high})")
+        if not 2 * config.min_side <= config.max_side * low <= config.max_side * high:
+            raise ValueError(
+                f"{name} must be a range (low, high) of at least {2 / config.max_side:g} times min_side, "
+                f"not ({low}, {high})"
+            )
     if not 0 <= config.overlap <= 0.6:
-        raise ValueError(f"overlap must lie in 0–0.6, not {config.overlap}: a hidden object can't be told")
+        raise ValueError(f"overlap must lie in 0–0.6, not {config.overlap}: a hidden object cannot be recognized")
 
 
 def _write_split(folder: Path, split: str, split_number: int, count: int, config: ShapesConfig) -> None:
@@ -144,7 +172,7 @@ def _write_split(folder: Path, split: str, split_number: int, count: int, config
     (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(tree))
 
 
-def _place(
+def _draw_object(
     rng: np.random.Generator,
     visible: list[np.ndarray],
     areas: list[float],
@@ -152,27 +180,27 @@ def _place(
     width: int,
     config: ShapesConfig,
 ) -> tuple[int, np.ndarray, np.ndarray] | None:
-    """A new object (label, coverage [h, w] 0–1, box xyxy) that leaves all earlier ones visible enough, or None."""
+    """Return (label, coverage [h, w] 0–1, box xyxy) of a new object that leaves all others visible enough, or None."""
     label = int(rng.integers(len(CLASSES)))
-    side = math.exp(rng.uniform(math.log(config.min_side), math.log(min(height, width) / 2)))
+    side = math.exp(rng.uniform(math.log(config.min_side), math.log(min(height, width) * config.max_side)))
     for _ in range(20):
         outline = _outline(rng, CLASSES[label])
         extent = outline.max(axis=0) - outline.min(axis=0)
         outline = (outline - outline.min(axis=0) - extent / 2) * (side / extent.max())
-        # At most a fifth of the extent may lie outside the image, a side: a cut corner tells no class.
+        # At each side at most a fifth of the extent may be outside the image: a corner alone does not show the class.
         margin = 0.3 * side * extent / extent.max()
         centre = rng.uniform(margin, np.array([width, height]) - margin)
         coverage, box = _rasterize(outline + centre, height, width)
         if all(
-            (seen * (1 - coverage)).sum() >= (1 - config.overlap) * area
-            for seen, area in zip(visible, areas, strict=True)
+            (share * (1 - coverage)).sum() >= (1 - config.overlap) * area
+            for share, area in zip(visible, areas, strict=True)
         ):
             return label, coverage, box
     return None
 
 
 def _outline(rng: np.random.Generator, name: str) -> np.ndarray:
-    """A randomly turned outline of the class, [points, 2] (x, y), any size."""
+    """Return a randomly rotated outline of the class, [points, 2] (x, y), of any size."""
     if name == "disc":
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         points = np.stack([np.cos(angles), rng.uniform(0.65, 1) * np.sin(angles)], axis=1)
@@ -181,35 +209,35 @@ def _outline(rng: np.random.Generator, name: str) -> np.ndarray:
     elif name == "triangle":
         angles = np.deg2rad([90, 210, 330]) + rng.uniform(-0.22, 0.22, 3)
         points = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    else:  # a star of five points
+    else:  # a star with five points
         angles = np.arange(10) * np.pi / 5
         radii = np.where(np.arange(10) % 2 == 0, 1.0, rng.uniform(0.38, 0.48))
         points = np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
-    turn = rng.uniform(0, 2 * np.pi)
-    return points @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    angle = rng.uniform(0, 2 * np.pi)
+    return points @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
 
 def _rasterize(outline: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage [h, w] float32 0–1 of an outline (pixels) and the box xyxy of its part inside the image."""
-    s = _SUPERSAMPLING
-    fine = np.zeros((height * s, width * s), np.uint8)
-    points = np.round((outline * s - 0.5) * 16).astype(np.int32)  # pixel centres lie at half coordinates
+    """Return the coverage [h, w] float32 0–1 of an outline (pixels) and the box xyxy of its part inside the image."""
+    factor = _SUPERSAMPLING
+    fine = np.zeros((height * factor, width * factor), np.uint8)
+    points = np.round((outline * factor - 0.5) * 16).astype(np.int32)  # pixel centres have coordinates of .5
     cv2.fillPoly(fine, [points], 255, lineType=cv2.LINE_8, shift=4)
     coverage = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     rows, columns = np.flatnonzero(fine.any(axis=1)), np.flatnonzero(fine.any(axis=0))
-    box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64) / s
+    box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64) / factor
     return coverage, box
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A muted background [h, w, 3] float32 0–255: gradient, cloudy noise, soft blobs, thin lines."""
+    """Return a background [h, w, 3] float32 0–255 with low contrast: gradient, smooth noise, blurred discs, lines."""
     base = _color(rng, saturation=(0.0, 0.45), value=(0.25, 0.85))
     canvas: np.ndarray = np.broadcast_to(base, (height, width, 3)).astype(np.float32).copy()
     canvas += _lighting(rng, height, width)[..., None] * 60 - 60
     for cells, strength in ((3, 22), (9, 12), (40, 7)):
         canvas += rng.uniform(0.3, 1) * strength * _cloud(rng, height, width, cells, channels=3)
     clutter = canvas.copy()
-    for _ in range(rng.integers(0, 6)):  # soft blobs: blurred so far that they have no silhouette
+    for _ in range(rng.integers(0, 6)):  # discs, blurred so much that they have no outline
         centre = (int(rng.integers(width)), int(rng.integers(height)))
         color = base + rng.uniform(-45, 45, 3)
         cv2.circle(clutter, centre, int(rng.integers(6, max(7, min(height, width) // 6))), color.tolist(), -1)
@@ -223,11 +251,11 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 def _texture(rng: np.random.Generator, height: int, width: int, color: np.ndarray) -> np.ndarray:
-    """A fill [h, w, 3] float32 around `color`: plain, gradient, stripes, checks or grain."""
+    """Return a texture [h, w, 3] float32 around `color`: plain, gradient, stripes, checks or grain."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    turn, period = rng.uniform(0, np.pi), rng.uniform(5, 14)
-    along = x * math.cos(turn) + y * math.sin(turn)
-    across = y * math.cos(turn) - x * math.sin(turn)
+    angle, period = rng.uniform(0, np.pi), rng.uniform(5, 14)
+    along = x * math.cos(angle) + y * math.sin(angle)
+    across = y * math.cos(angle) - x * math.sin(angle)
     kind = rng.integers(5)
     if kind == 0:
         pattern = np.zeros((height, width), np.float32)
@@ -243,13 +271,13 @@ def _texture(rng: np.random.Generator, height: int, width: int, color: np.ndarra
     return np.clip(color + strength * pattern[..., None], 0, 255)
 
 
-def _contrasting(rng: np.random.Generator, behind: np.ndarray, gray: bool) -> np.ndarray:
-    """A vivid colour that stands off from `behind` (both 0–255 RGB); in brightness too where there is no colour."""
-    best, best_distance = behind, -1.0
+def _contrasting(rng: np.random.Generator, background: np.ndarray, gray: bool) -> np.ndarray:
+    """Return a colour that differs clearly from `background` (both RGB 0–255), in brightness if the image is grey."""
+    best, best_distance = background, -1.0
     for _ in range(8):
         color = _color(rng, saturation=(0.25, 1.0), value=(0.2, 1.0))
-        brightness = abs(float(_luma(color) - _luma(behind)))
-        distance = 2 * brightness if gray else max(brightness, 0.6 * float(np.linalg.norm(color - behind)))
+        brightness = abs(float(_luma(color) - _luma(background)))
+        distance = 2 * brightness if gray else max(brightness, 0.6 * float(np.linalg.norm(color - background)))
         if distance > 75:
             return color
         if distance > best_distance:
@@ -258,22 +286,22 @@ def _contrasting(rng: np.random.Generator, behind: np.ndarray, gray: bool) -> np
 
 
 def _color(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
-    """A random colour, RGB 0–255 float32 [3]."""
+    """Return a random colour, RGB 0–255 float32 [3]."""
     hsv = np.array([[[rng.uniform(0, 360), rng.uniform(*saturation), rng.uniform(*value)]]], np.float32)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] * 255
 
 
 def _cloud(rng: np.random.Generator, height: int, width: int, cells: int, channels: int) -> np.ndarray:
-    """Smooth noise [h, w, channels] in about -1…1 with `cells` hills across."""
+    """Return smooth noise [h, w, channels] of about -1…1 with `cells` maxima and minima across."""
     grid = rng.uniform(-1, 1, (cells, cells, channels)).astype(np.float32)
     return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, channels)
 
 
 def _lighting(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Brightness [h, w] float32 that falls off in one direction, 0.7–1.3."""
+    """Return a brightness [h, w] float32 of 0.7–1.3 that decreases in one direction."""
     y, x = np.mgrid[-0.5 : 0.5 : height * 1j, -0.5 : 0.5 : width * 1j].astype(np.float32)
-    turn, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.3)
-    return 1 + strength * (x * np.cos(turn) + y * np.sin(turn)).astype(np.float32)
+    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.3)
+    return 1 + strength * (x * np.cos(angle) + y * np.sin(angle)).astype(np.float32)
 
 
 def _luma(color: np.ndarray) -> np.ndarray:
@@ -281,27 +309,43 @@ def _luma(color: np.ndarray) -> np.ndarray:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Generate a small detection set of textured shapes (COCO format).")
+    description = "Generate a small detection set of textured shapes (COCO format)."
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     default = ShapesConfig()
-    parser.add_argument("--out", required=True, help="folder to make")
+    parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--train", type=int, default=default.train_images, help="training images")
     parser.add_argument("--val", type=int, default=default.val_images, help="validation images")
     parser.add_argument("--size", type=int, nargs="+", default=[160], help="side, or smallest and largest side, pixels")
     parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--max-objects", type=int, default=default.max_objects, help="most objects an image")
+    parser.add_argument(
+        "--max-objects", type=int, default=default.max_objects, help="largest number of objects per image"
+    )
     parser.add_argument("--overlap", type=float, default=default.overlap, help="largest hidden share of an object")
     parser.add_argument("--min-side", type=float, default=default.min_side, help="longer side of the smallest, pixels")
-    given = parser.parse_args(argv)
-    sides = (min(given.size), max(given.size))
+    parser.add_argument(
+        "--max-side", type=float, default=default.max_side, help="longer side of the largest, share of the image's side"
+    )
+    if message := repeated_option(sys.argv[1:] if argv is None else argv):
+        parser.error(message)
+    args = parser.parse_args(argv)
+    sides = (min(args.size), max(args.size))
     config = ShapesConfig(
-        given.train, given.val, sides, sides, given.seed, given.max_objects, given.overlap, given.min_side
+        args.train,
+        args.val,
+        sides,
+        sides,
+        args.seed,
+        args.max_objects,
+        args.overlap,
+        args.min_side,
+        args.max_side,
     )
     try:
-        made = write_shapes(given.out, config)
+        is_new = write_shapes(args.out, config)
     except ValueError as error:
         parser.error(str(error))
     total = config.train_images + config.val_images
-    print(f"{given.out}: {total} images written" if made else f"{given.out}: already there, nothing to do")
+    print(f"{args.out}: {total} images written" if is_new else f"{args.out}: already there, nothing to do")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""COCO average precision of boxes, on the host: detections to COCO results, results to the twelve numbers.
+"""COCO average precision of boxes, on the host: from detections to COCO results, and to COCO's twelve metrics and AP90.
 
-    results = coco_results(zip(*detections), image_ids, category_ids)  # `Detections`, a batch at a time
+    results = coco_results(zip(*detections[:3]), image_ids, category_ids)  # `Detections` of a batch
     metrics = evaluate(ground_truth, results)
     print(format_table(metrics, class_names))
 
-Boxes are xyxy in pixels of the original image; COCO's files hold (x, y, width, height). Crowd regions are ignored as
-COCO does: a detection inside one is neither right nor wrong. `iscrowd` (taken as 0) and `area` (taken as that of the
-box) may be missing. faster-coco-eval is used where it is installed: same numbers, many times faster.
+Boxes are xyxy in pixels of the original image; COCO files have (x, y, width, height). Crowd regions are ignored as in
+COCO: a detection inside one is neither right nor wrong. `iscrowd` (default 0) and `area` (default: the area of the box)
+may be missing. faster-coco-eval is used if it is installed: the same numbers, many times faster. Both engines receive
+images and categories numbered 1, 2, … in the order of their ids, because one reads unsigned 64-bit ids as floats and
+the other accepts only integers.
 """
 
 import contextlib
@@ -18,66 +20,70 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from tood_jax.files import write_atomically
+from tood_jax.untrusted.printable import printable
+
 Engine = Literal["auto", "pycocotools", "faster_coco_eval"]
 HAS_FASTER = importlib.util.find_spec("faster_coco_eval") is not None
 SIZES = ("all", "small", "medium", "large")  # the order of COCO's area ranges
-MAX_DETECTIONS = (1, 10, 100)  # an image
+_MAX_NAME_LENGTH = 60  # characters of a class name in a table
+MAX_DETECTIONS = (1, 10, 100)  # per image
 
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """COCO's twelve numbers and AP90, 0–1; NaN where there is nothing to find, such as no small object at all."""
+    """COCO's twelve metrics and AP90, 0–1; NaN where there are no objects, for example no small ones."""
 
     AP: float
-    """Mean over the classes and the IoU thresholds 0.50, 0.55, …, 0.95."""
+    """Average precision, the mean over classes and IoU thresholds 0.50, 0.55, …, 0.95."""
     AP50: float
     AP75: float
     AP90: float
-    """Not one of COCO's: AP at an IoU of 0.90, where well-placed boxes show."""
+    """AP at an IoU of 0.90, which shows how well boxes are placed; not one of COCO's."""
     APs: float
-    """Of objects under 32² pixels of area."""
+    """AP of objects with an area below 32² pixels."""
     APm: float
     APl: float
-    """Of objects of 96² pixels and more."""
+    """AP of objects with an area of at least 96² pixels."""
     AR1: float
-    """Recall, averaged like AP, with one detection an image."""
+    """Average recall with one detection per image."""
     AR10: float
     AR100: float
     ARs: float
     ARm: float
     ARl: float
     class_ap: tuple[float, ...]
-    """AP a class, in the order of the category ids; NaN for a class without objects."""
+    """AP of each class, in the order of the category ids; NaN for a class without objects."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: NaN becomes None."""
+        """Return the metrics for JSON, with None in place of NaN."""
         numbers = {name: _none_for_nan(value) for name, value in self.numbers().items()}
         return numbers | {"class_ap": [_none_for_nan(value) for value in self.class_ap]}
 
     def numbers(self) -> dict[str, float]:
-        """All but the classes', by name."""
+        """Return all metrics except those of single classes, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "class_ap"}
 
 
 def coco_results(
     detections: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    image_ids: Sequence[int | str],
+    image_ids: Sequence[int | float | str],
     category_ids: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Detections as COCO's list of results.
+    """Return detections as a list of COCO results.
 
     Args:
-        detections: for each image boxes [K, 4] xyxy in pixels of the original image, scores [K] 0–1 and labels [K]
+        detections: for each image, boxes [K, 4] xyxy in pixels of the original image, scores [K] 0–1 and labels [K]
             0…C-1; rows with label -1 are padding.
         image_ids: COCO's id of each image.
         category_ids: COCO's id of each label, [C].
 
-    Raises ValueError if the lengths differ or a box or score isn't finite.
+    Raises:
+        ValueError: the lengths differ, or a box or score is not finite.
     """
     results = []
     for (boxes, scores, labels), image_id in zip(detections, image_ids, strict=True):
@@ -89,7 +95,7 @@ def coco_results(
             raise ValueError(f"Image {image_id} has a detection whose box or score isn't a finite number.")
         for (x0, y0, x1, y1), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
             result = {
-                "image_id": image_id if isinstance(image_id, str) else int(image_id),
+                "image_id": image_id.item() if isinstance(image_id, np.generic) else image_id,
                 "category_id": int(category_ids[label]),
             }
             results.append(result | {"bbox": [x0, y0, x1 - x0, y1 - y0], "score": score})
@@ -97,9 +103,8 @@ def coco_results(
 
 
 def write_results(results: list[dict[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Write COCO results as JSON, as COCO's server takes them; the folder is made."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(results), encoding="utf-8")
+    """Write COCO results as JSON, as COCO's server takes them; the file appears whole or not at all."""
+    write_atomically(path, json.dumps(results).encode())
 
 
 def evaluate(
@@ -107,17 +112,18 @@ def evaluate(
     results: Sequence[Mapping[str, Any]],
     engine: Engine = "auto",
 ) -> CocoMetrics:
-    """The twelve numbers of COCO results against a COCO instances file; silent.
+    """Return the metrics of COCO results for a COCO instances file, without printing.
 
     Args:
-        ground_truth: `images`, `categories` and `annotations` of an instances JSON; left as it is.
-        results: as `coco_results` makes them; may be empty.
-        engine: "auto" takes faster-coco-eval if it is installed.
+        ground_truth: `images`, `categories` and `annotations` of an instances JSON; not modified.
+        results: as `coco_results` returns them; may be empty.
+        engine: "auto" uses faster-coco-eval if it is installed.
 
-    Raises ValueError for a result of an image or category that `ground_truth` doesn't have.
+    Raises:
+        ValueError: a result has an image or category that `ground_truth` does not have.
     """
-    images = {image["id"] for image in ground_truth["images"]}
-    categories = {category["id"] for category in ground_truth["categories"]}
+    images = _number_ids(image["id"] for image in ground_truth["images"])
+    categories = _number_ids(category["id"] for category in ground_truth["categories"])
     for result in results:
         if result["image_id"] not in images or result["category_id"] not in categories:
             raise ValueError(
@@ -126,36 +132,57 @@ def evaluate(
             )
     if not images or not categories:
         return _summary(np.full((10, 101, len(categories), 4, 3), -1.0), np.full((10, len(categories), 4, 3), -1.0))
-    truth = {"images": list(ground_truth["images"]), "categories": list(ground_truth["categories"])}
-    found = truth | {"annotations": [_annotation(i, r) | {"score": r["score"]} for i, r in enumerate(results, 1)]}
-    truth["annotations"] = [_annotation(i, a) for i, a in enumerate(ground_truth.get("annotations", ()), 1)]
+
+    def renumber(number: int, source: Mapping[str, Any]) -> dict[str, Any]:
+        image, category = images.get(source["image_id"]), categories.get(source["category_id"])
+        return _annotation(number, source) | {"image_id": image, "category_id": category}
+
+    lists = {"images": [{"id": i} for i in images.values()], "categories": [{"id": i} for i in categories.values()]}
+    found = [
+        renumber(i, {**result, "area": None, "iscrowd": 0}) | {"score": result["score"]}
+        for i, result in enumerate(results, 1)
+    ]
+    truth = [
+        renumber(i, annotation)
+        for i, annotation in enumerate(ground_truth.get("annotations", ()), 1)
+        if annotation["image_id"] in images and annotation["category_id"] in categories
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
-        arrays = _run_engine(truth, found, HAS_FASTER if engine == "auto" else engine == "faster_coco_eval")
+        arrays = _run_engine(
+            lists | {"annotations": truth},
+            lists | {"annotations": found},
+            HAS_FASTER if engine == "auto" else engine == "faster_coco_eval",
+        )
     return _summary(*arrays)
 
 
+def _number_ids(ids: Iterable[Any]) -> dict[Any, int]:
+    """Return 1, 2, … by id, in the order of the ids: the engines break ties of scores by the order of the images."""
+    ordered = sorted(set(ids), key=lambda id_: (isinstance(id_, str), id_))
+    return {id_: number for number, id_ in enumerate(ordered, 1)}
+
+
 def format_table(metrics: CocoMetrics, class_names: Sequence[str]) -> str:
-    """All numbers and the AP of each class in percent, as lines of plain text; `n/a` for what doesn't exist."""
+    """Return the metrics and the AP of each class in percent, as lines of plain text; `n/a` for NaN."""
     numbers = metrics.numbers()
     names = list(numbers)
     lines = []
     for row in (names[:7], names[7:]):
         lines.append("".join(f"{name:>8}" for name in row))
         lines.append("".join(f"{_percent(numbers[name]):>8}" for name in row))
-    width = max([len(name) for name in class_names], default=0)
+    shown = [printable(name, _MAX_NAME_LENGTH) for name in class_names]
+    width = max([len(name) for name in shown], default=0)
     lines.append("")
-    for name, value in zip(class_names, metrics.class_ap, strict=True):
+    for name, value in zip(shown, metrics.class_ap, strict=True):
         lines.append(f"  {name:<{width}}  {_percent(value):>6}")
     return "\n".join(lines)
 
 
 def _annotation(number: int, source: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields COCO's evaluation reads. Ids are given anew, for it takes an object with id 0 as never found."""
+    """Return the fields that COCO's evaluation reads, with a new id, because it never finds an object with id 0."""
     x, y, width, height = source["bbox"]
     return {
         "id": number,
-        "image_id": source["image_id"],
-        "category_id": source["category_id"],
         "bbox": [x, y, width, height],
         "area": width * height if source.get("area") is None else source["area"],
         "iscrowd": int(source.get("iscrowd") or 0),
@@ -163,7 +190,10 @@ def _annotation(number: int, source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run_engine(truth: dict[str, Any], found: dict[str, Any], faster: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Precision [T, R, C, A, M] and recall [T, C, A, M]: IoU thresholds, recalls, classes, sizes, MAX_DETECTIONS."""
+    """Return precision [T, R, C, A, M] and recall [T, C, A, M].
+
+    Axes: T IoU thresholds, R recalls, C classes, A object sizes, M MAX_DETECTIONS.
+    """
     if faster:
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as COCOeval
@@ -185,7 +215,7 @@ def _run_engine(truth: dict[str, Any], found: dict[str, Any], faster: bool) -> t
 
 
 def _summary(precision: np.ndarray, recall: np.ndarray) -> CocoMetrics:
-    """Means over what exists; the engines mark what doesn't with -1."""
+    """Return the means of the defined values; the engines mark undefined ones with -1."""
 
     def mean(values: np.ndarray) -> float:
         values = values[values > -1]

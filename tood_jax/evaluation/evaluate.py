@@ -1,4 +1,4 @@
-"""COCO AP of a model on a data set."""
+"""Evaluate a detector on a data set: COCO's metrics and the detections."""
 
 import contextlib
 import dataclasses
@@ -7,46 +7,81 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from tood_jax.config import Config
-from tood_jax.data.coco import CocoSet
-from tood_jax.data.pipeline import eval_batches
+from tood_jax.config import DataConfig
+from tood_jax.data.dataset import Dataset
+from tood_jax.data.loader import eval_batches
+from tood_jax.distributed.data_counts import sum_over_processes
+from tood_jax.distributed.host_sync import broadcast_json
 from tood_jax.evaluation.coco_ap import CocoMetrics, coco_results, evaluate
 from tood_jax.evaluation.predict import DetectStep, ImageDetections, detect_batches
-from tood_jax.training.messages import from_first
-from tood_jax.training.reporting import counts_of_all
-from tood_jax.training.state import Tree
+from tood_jax.types import Tree
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found."""
+    """Metrics and detections of a data set."""
 
-    metrics: CocoMetrics
-    found: list[ImageDetections]  # image by image
-    results: list[dict[str, Any]]  # the same as COCO results
-    left_out: str  # what had to be left out of the data, as a sentence; empty if nothing
+    metrics: CocoMetrics  # all NaN for a data set without annotations
+    detections: list[ImageDetections]  # one for each image
+    results: list[dict[str, Any]]  # the detections as COCO results
+    left_out: str  # sentences about images and detections that were left out; "" if there are none
 
 
 def evaluate_set(
-    detect_step: DetectStep, params: Tree, batch_stats: Tree, dataset: CocoSet, config: Config, mesh: Mesh
+    detect_step: DetectStep,
+    params: Tree,
+    batch_stats: Tree,
+    dataset: Dataset,
+    data: DataConfig,
+    batch_size: int,
+    mesh: Mesh,
 ) -> Evaluation:
-    """Detect in every image of the set once, and compare with its annotations.
+    """Detect in every image of a data set, and compare the detections with its annotations.
 
-    Many processes share the images; each of them gets all detections, and the numbers that the first one computes.
+    Several processes share the images; each of them returns all detections, and the metrics that the first computes.
+
+    Args:
+        detect_step: as `compile_detect_step` returns it.
+        params: parameters of the model.
+        batch_stats: BatchNorm statistics of the model.
+        dataset: a split that was read for evaluation.
+        data: how images are read and resized.
+        batch_size: images per step over all processes.
+        mesh: the devices.
     """
     batches = eval_batches(
         dataset,
-        config.data,
-        batch_size=config.train.eval_batch_size,
+        data,
+        batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     with contextlib.closing(batches):
-        found = list(detect_batches(detect_step, params, batch_stats, batches, mesh))
+        detections = list(detect_batches(detect_step, params, batch_stats, batches, mesh))
     results = coco_results(
-        [(one.boxes, one.scores, one.labels) for one in found],
-        [dataset.images[one.image_index].id for one in found],
-        [one.id for one in dataset.classes],
+        [(image.boxes, image.scores, image.labels) for image in detections],
+        [dataset.images[image.image_index].id for image in detections],
+        [category.id for category in dataset.classes],
     )
-    told = from_first(lambda: dataclasses.asdict(evaluate(dataset.ground_truth(), results)))
-    metrics = CocoMetrics(**{**told, "class_ap": tuple(told["class_ap"])})
-    return Evaluation(metrics, found, results, counts_of_all(batches.counts).summary())
+    values = broadcast_json(lambda: dataclasses.asdict(_metrics(dataset, results)))
+    metrics = CocoMetrics(**{**values, "class_ap": tuple(values["class_ap"])})
+    notes = [sum_over_processes(batches.counts).summary(), _describe_non_finite(detections)]
+    return Evaluation(metrics, detections, results, " ".join(note for note in notes if note))
+
+
+def _metrics(dataset: Dataset, results: list[dict[str, Any]]) -> CocoMetrics:
+    """Return the metrics; all NaN for a data set without annotations."""
+    truth = dataset.ground_truth()
+    if dataset.has_annotations:
+        return evaluate(truth, results)
+    return evaluate({"images": [], "categories": truth["categories"]}, [])
+
+
+def _describe_non_finite(detections: list[ImageDetections]) -> str:
+    """Return a sentence about candidates that were dropped because they were not finite; "" if there are none."""
+    dropped = [image.non_finite for image in detections if image.non_finite]
+    if not dropped:
+        return ""
+    return (
+        f"{sum(dropped)} candidates of {len(dropped)} images had a box or score that is NaN or infinite and were "
+        "dropped: the weights are damaged, or the learning rate is too high."
+    )

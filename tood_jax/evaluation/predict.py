@@ -1,4 +1,4 @@
-"""Run a model over a data set and bring its detections to the host."""
+"""Run a model on batches and return its detections on the host."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -8,45 +8,45 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, use_abstract_mesh
 
-from tood_jax.compiling import compiler_options
 from tood_jax.config import Config
-from tood_jax.detectors.detector import Detector, detections, normalize_images
-from tood_jax.mesh import image_by_image
-from tood_jax.training.sharding import batch_shardings, over_batch, put_batch, replicated
-from tood_jax.training.state import Tree
-from tood_jax.types import Array, Batch, Detections
+from tood_jax.distributed.compiler_options import compiler_options
+from tood_jax.distributed.mesh import map_per_device
+from tood_jax.distributed.sharding import batch_shardings, over_batch, put_batch, replicated
+from tood_jax.models.detector import Detector, detections, normalize_images
+from tood_jax.types import Array, Batch, Detections, Tree
 
 DetectStep = Callable[[Tree, Tree, Batch], tuple[Detections, Array]]
 
 
 class ImageDetections(NamedTuple):
-    """Detections of one image on the host, best first, without padding."""
+    """Detections of an image on the host, best first, without padding."""
 
-    image_index: int  # position in the data set
+    image_index: int  # position of the image in the data set
     boxes: np.ndarray  # [k, 4] float32 xyxy, pixels of the original image
     scores: np.ndarray  # [k] float32, 0–1
     labels: np.ndarray  # [k] int32, 0…C-1
+    non_finite: int = 0  # candidates dropped because their box or score was NaN or infinite
 
 
 def compile_detect_step(model: Detector, config: Config, mesh: Mesh) -> Any:
-    """(params, batch_stats, batch) to detections and image indices, jitted over the mesh.
+    """Return a function from (params, batch_stats, batch) to detections and image indices, compiled for the mesh.
 
-    Both come back whole on every process, so that any of them can evaluate.
+    Its results are replicated on every process, so that each of them can evaluate.
     """
 
     def step(params, batch_stats, batch):
         images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
         with use_abstract_mesh(mesh.abstract_mesh):
             pred: Any = model.apply({"params": params, "batch_stats": batch_stats}, images)
-            pred = lax.with_sharding_constraint(pred, over_batch(mesh))  # NMS looks at whole images
-            detect = image_by_image(lambda pred, batch: detections(pred, batch, config))
+            pred = lax.with_sharding_constraint(pred, over_batch(mesh))  # NMS needs whole images
+            detect = map_per_device(lambda pred, batch: detections(pred, batch, config))
             return detect(pred, batch), batch.image_indices
 
-    everywhere = replicated(mesh)
+    replication = replicated(mesh)
     return jax.jit(
         step,
         in_shardings=(None, None, batch_shardings(mesh)),
-        out_shardings=everywhere,
+        out_shardings=replication,
         compiler_options=compiler_options(config, mesh),
     )
 
@@ -54,13 +54,17 @@ def compile_detect_step(model: Detector, config: Config, mesh: Mesh) -> Any:
 def detect_batches(
     detect_step: DetectStep, params: Tree, batch_stats: Tree, batches: Iterable[Batch], mesh: Mesh
 ) -> Iterator[ImageDetections]:
-    """Detections image by image; rows that only fill a batch (index -1) are left out."""
+    """Yield the detections of each image; rows that only fill a batch (index -1) are left out."""
     for batch in batches:
         detections, indices = jax.device_get(detect_step(params, batch_stats, put_batch(batch, mesh)))
         for row, index in enumerate(indices):
             if index < 0:
                 continue
-            real = detections.labels[row] >= 0
+            is_real = detections.labels[row] >= 0
             yield ImageDetections(
-                int(index), detections.boxes[row][real], detections.scores[row][real], detections.labels[row][real]
+                int(index),
+                detections.boxes[row][is_real],
+                detections.scores[row][is_real],
+                detections.labels[row][is_real],
+                0 if detections.non_finite is None else int(detections.non_finite[row]),
             )

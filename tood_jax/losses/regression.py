@@ -1,4 +1,4 @@
-"""Box losses, box by box; weights and normalisation belong to the detector."""
+"""Box losses, box by box; weights and normalisation are in `criterion/`."""
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +8,20 @@ from tood_jax.geometry.boxes import aligned_giou
 
 
 def giou_loss(pred: Float[Array, "*n 4"], target: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
-    """1 − GIoU of xyxy boxes in one unit, 0–2 (Rezatofighi et al. 2019)."""
+    """Return 1 − GIoU of xyxy boxes in one unit, 0–2 (Rezatofighi et al. 2019)."""
     return 1 - aligned_giou(pred, target)
 
 
 def smooth_l1_loss(difference: Float[Array, "*n"], beta: float = 0.11) -> Float[Array, "*n"]:
-    """|d| − β/2, and d²/2β below β (Girshick 2015); 0.11 is FoveaBox's β."""
+    """Return |d| − β/2, and d²/2β below β (Girshick 2015); 0.11 is FoveaBox's β."""
     size = jnp.abs(difference)
     return jnp.where(size < beta, 0.5 * size * size / beta, size - 0.5 * beta)
 
 
 def distribution_focal_loss(logits: Float[Array, "*n k"], distance: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Cross entropy towards the two bins around a distance, each by its nearness (Li et al. 2020, equation 6).
+    """Return the cross entropy towards the two bins around a distance, each weighted by its nearness.
+
+    Li et al. 2020, equation 6.
 
     Args:
         logits: of the bins 0 … K−1.

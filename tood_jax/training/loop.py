@@ -1,11 +1,10 @@
-"""The training loop: feed, step, check, log, evaluate, save; and go on after any interruption.
+"""The training loop: run steps, log, save and evaluate, from the newest checkpoint to the end of the plan.
 
-The data position is the step number alone (see data/batching.py), so a resumed run sees exactly the batches that an
-unbroken one would have seen.
+The data position is the step number alone (see data/sampler.py), so a resumed run sees exactly the batches that an
+uninterrupted one would have seen.
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,35 +12,37 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from tood_jax.config import Config, to_dict
-from tood_jax.data.batching import canvases
-from tood_jax.data.coco import CocoSet
-from tood_jax.data.pipeline import train_batches
-from tood_jax.detectors.detector import Detector
-from tood_jax.training.checkpoints import CheckpointStore
-from tood_jax.training.goodput import Ledger, Stopwatch
-from tood_jax.training.messages import is_first
+from tood_jax.checkpoint.store import CheckpointStore
+from tood_jax.config import Config
+from tood_jax.data.dataset import Dataset
+from tood_jax.data.loader import train_batches
+from tood_jax.data.preprocess import canvases
+from tood_jax.distributed.data_counts import sum_over_processes
+from tood_jax.distributed.host_sync import broadcast_json
+from tood_jax.distributed.sharding import check_batch, check_canvases
+from tood_jax.distributed.signals import Reason, Stopped, StopRequest
+from tood_jax.models.detector import Detector
+from tood_jax.run_log.goodput import Ledger, Stopwatch
+from tood_jax.run_log.log import RunLog
+from tood_jax.training.collapse import CollapseError, CollapseWatch
+from tood_jax.training.disk_space import NotSavedError
+from tood_jax.training.non_finite import NonFiniteLossError, save_evidence
 from tood_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tood_jax.training.plan import Plan, make_plan
-from tood_jax.training.records import RunLog
-from tood_jax.training.reporting import Pace, announce, counts_of_all, log_window
-from tood_jax.training.restoring import StartFrom, restore_or_init
-from tood_jax.training.sharding import check_batch, check_canvases
-from tood_jax.training.signals import Reason, Stopped, StopRequest
+from tood_jax.training.progress import Pace, log_plan, log_window
+from tood_jax.training.resume import StartFrom, restore_or_init
+from tood_jax.training.run_description import RunDescription
 from tood_jax.training.state import TrainState
-from tood_jax.training.step import compile_train_step
 from tood_jax.training.stepper import Row, Stepper
-from tood_jax.types import Batch
+from tood_jax.training.train_step import compile_train_step
+
+FINAL_SAVE_SECONDS = 300.0  # time for the attempts to save the last state on a failing disk
+_MAX_PAUSE = 30.0  # between two of these attempts, seconds
 
 Evaluate = Callable[[TrainState, int, Callable[[], None]], dict[str, Any]]
 """(state, step, check) to metrics with "AP" among them; calls `check`, which may raise Stopped, between its batches."""
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss or gradient became NaN or infinite; the message says where and what was saved."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +51,37 @@ class Outcome:
 
     state: TrainState
     step: int
-    stopped: Reason  # NONE: trained to its end; else stopped on request, and resumable
-    metrics: dict[str, Any] | None  # of the last evaluation
+    stopped: Reason  # NONE: trained to its end; otherwise stopped on request, and resumable
+    metrics: dict[str, Any] | None  # of the evaluation after the last step; None if it was stopped before that
 
 
 def train(
     config: Config,
     *,
     model: Detector,
-    train_set: CocoSet,
+    train_set: Dataset,
     mesh: Mesh,
     log: RunLog,
     evaluate: Evaluate,
     stop: StopRequest,
     watch: Stopwatch | None = None,
     start_from: StartFrom | None = None,
+    val_set: Dataset | None = None,
 ) -> Outcome:
     """Train to the end, or to a request to stop, from the newest checkpoint in the run's folder if there is one.
 
-    Without a checkpoint it begins with random weights, or with what `start_from` (--init_from) puts in their place.
-    The state is saved before it is evaluated, so that a stop in the middle of an evaluation loses nothing: the next
-    start evaluates.
+    Without a checkpoint it begins with random weights, or with what `start_from` (--init_from) replaces them by. The
+    state is saved before it is evaluated, so that a stop during an evaluation loses nothing: the next start evaluates.
+
+    Args:
+        val_set: data set of `evaluate`, to be compared with the checkpoint's.
 
     Raises:
-        NonFiniteLossError: after saving the state before the bad step and its batch.
-        ConfigError: if the batch or a canvas can't be split over the mesh.
+        CheckpointError: the run's checkpoint is of other classes, or of other data and that is not accepted.
+        NonFiniteLossError: a step was not finite; the state before it and its batch are saved.
+        NotSavedError: the last state could not be written to the disk.
+        CollapseError: there is nothing left to learn from (train.on_collapse = stop).
+        ConfigError: the batch or a canvas cannot be split over the mesh.
     """
     check_batch(config.train.batch_size, mesh, config.train.accumulate_steps)
     check_batch(config.train.eval_batch_size, mesh)
@@ -90,94 +97,170 @@ def train(
     step_fn = compile_train_step(model, config, optimizer, schedule, plan.epoch_steps, mesh, chained=True)
     folder = Path(config.workdir)
     watch = watch or Stopwatch(time.time())
-    with CheckpointStore(folder / "checkpoints", config.train.keep_checkpoints, log.say) as store:
-        state, step, about = restore_or_init(config, model, optimizer, mesh, store, log, start_from)
+    splits = {"train": train_set} | ({} if val_set is None else {"val": val_set})
+    description = RunDescription(config, plan, splits, folder / "checkpoints")
+    with CheckpointStore(folder / "checkpoints", config.train.keep_checkpoints, log.info) as store:
+        state, step, about = restore_or_init(config, model, optimizer, mesh, store, log, start_from, description.check)
+        if description.note:
+            log.info(description.note)
         watch.started()
         metrics = about.get("metrics")
+        if step > plan.total_steps:
+            log.info(f"The plan ends at step {plan.total_steps}, and {folder} is trained to step {step} already.")
         if step >= plan.total_steps and metrics is not None:
-            log.say(f"{folder} is trained to its end (step {step}). Raise train.epochs to train on.")
+            log.info(f"{folder} is trained to its end (step {step}). Raise train.epochs to train on.")
             return Outcome(state, step, Reason.NONE, metrics)
         if step < plan.total_steps:
-            announce(config, plan, step, train_set, log, random_backbone=step == 0 and start_from is None)
-        with contextlib.closing(_feed(config, train_set, plan, step)) as feed:
-            stepper = Stepper(step_fn, state, feed, mesh, stop, watch)
-            del state  # the stepper gives its buffers away
-            ledger = Ledger(log.appender("goodput.jsonl"), watch)
-            unlogged = list(about.get("unlogged", []))
-            run = _Run(
-                config, plan, train_set, store, log, evaluate, stepper, feed, watch, ledger, step, unlogged, metrics
-            )
-            return run.to_the_end()
+            log_plan(config, plan, step, train_set, log, random_backbone=step == 0 and start_from is None)
+        with contextlib.closing(_train_batches(config, train_set, plan, step)) as batches:
+            stepper = Stepper(step_fn, state, batches, mesh, stop, watch)
+            del state  # the stepper donates its buffers
+            return _Run(
+                config=config,
+                plan=plan,
+                about=description.about,
+                store=store,
+                log=log,
+                evaluate=evaluate,
+                stepper=stepper,
+                batches=batches,
+                watch=watch,
+                ledger=Ledger(log.appender("goodput.jsonl"), watch),
+                collapse=CollapseWatch(config.train.collapse_steps, about.get("bad_steps", 0)),
+                step=step,
+                unlogged=list(about.get("unlogged", [])),
+                metrics=metrics,
+            ).run_to_end()
 
 
 @dataclass
 class _Run:
-    """A run under way; `step` of its steps are done, and `unlogged` holds the numbers of those since the last line."""
+    """A run under way."""
 
     config: Config
     plan: Plan
-    train_set: CocoSet
+    about: dict[str, Any]  # of checkpoints: the part that stays the same
     store: CheckpointStore
     log: RunLog
     evaluate: Evaluate
     stepper: Stepper
-    feed: Any
+    batches: Any  # of data/loader.py, with counts of what was left out
     watch: Stopwatch
     ledger: Ledger
-    step: int
-    unlogged: list[Row]
-    metrics: dict[str, Any] | None  # of the last evaluation
+    collapse: CollapseWatch
+    step: int  # number of steps done
+    unlogged: list[Row]  # numbers of the steps since the last line of the log
+    metrics: dict[str, Any] | None  # of the evaluation after exactly this step
 
-    def to_the_end(self) -> Outcome:
-        """Steps, saves and evaluates till all is done or a stop was asked for."""
+    def run_to_end(self) -> Outcome:
+        """Step, save and evaluate to the end of the plan, or until a stop was requested."""
         plan, stepper = self.plan, self.stepper
         self.ledger.mark(self.step)
-        if plan.evaluates_at(self.step) and self.metrics is None:  # it was stopped between this step and its evaluation
+        if plan.evaluates_at(self.step) and self.metrics is None:  # stopped between this step and its evaluation
             self._evaluate()
         pace = Pace(self.watch)
         while self.step < plan.total_steps and not stepper.reason:
-            for row, batch in stepper.rows(plan.next_save(self.step) - self.step):
-                if not row["finite"]:
-                    self._save()
-                    self.store.wait()
-                    raise NonFiniteLossError(_keep_evidence(Path(self.config.workdir), self.step, row, batch))
-                self._count(row, pace)
+            self._run_steps(plan.next_save(self.step) - self.step, pace)
+            if self.step < plan.total_steps and self.collapse.is_suspicious:
+                self.log.info(f"Step {self.step} is neither saved nor evaluated: it had almost nothing to learn.")
+                continue
             self._save()
             if plan.evaluates_at(self.step) and not stepper.reason:
                 self._evaluate()
         with self.watch.spend("saving"):
             self.store.wait()
+        if self.metrics is not None:
+            self._ensure_saved()
         self.ledger.mark(self.step)
-        finished = self.step == plan.total_steps and self.metrics is not None
-        if not finished:
-            saved = self.store.latest_step()
-            self.log.say(
+        is_finished = self.step >= plan.total_steps and self.metrics is not None
+        if not is_finished:
+            self.log.info(
                 f"Stopped on request ({stepper.reason.name.lower()}) at step {self.step} of {plan.total_steps}. The "
-                f"same command goes on from {'the beginning' if saved is None else f'checkpoint {saved}'}."
+                f"same command goes on from {self._resume_point()}."
             )
-        self.log.say(self.ledger.sentence())
-        return Outcome(stepper.state, self.step, Reason.NONE if finished else stepper.reason, self.metrics)
+        self.log.info(self.ledger.sentence())
+        return Outcome(stepper.state, self.step, Reason.NONE if is_finished else stepper.reason, self.metrics)
+
+    def _run_steps(self, steps: int, pace: Pace) -> None:
+        for row, batch in self.stepper.rows(steps):
+            if not row["finite"]:
+                self._save()
+                self.store.wait()
+                raise NonFiniteLossError(save_evidence(Path(self.config.workdir), self.step, row, batch))
+            self._count(row, pace)
 
     def _count(self, row: Row, pace: Pace) -> None:
-        """One step more is done."""
+        """Count a step that is done, and log at the steps where the log has a line."""
         self.step += 1
+        self.metrics = None
         self.unlogged.append(row)
+        # While the learning rate warms up, boxes may be almost empty because nothing was learnt yet.
+        if self.step > self.config.optimizer.warmup_steps and self.collapse.count(row):
+            self._report_collapse()
         pace.count(self.config.train.batch_size)
         if self.step % self.config.train.log_every_steps == 0 or self.step == self.plan.total_steps:
             self.ledger.mark(self.step)
             log_window(self.config, self.plan, self.step, self.unlogged, pace, self.ledger, self.log)
-        at_an_end = self.step in (self.plan.epoch_steps, self.plan.total_steps)
-        if at_an_end and (left_out := counts_of_all(self.feed.counts).summary()):
-            self.log.say(f"Training data so far: {left_out}")
+        if self.step in (self.plan.epoch_steps, self.plan.total_steps):
+            left_out = sum_over_processes(self.batches.counts).summary()
+            if left_out:
+                self.log.info(f"Training data so far: {left_out}")
+
+    def _report_collapse(self) -> None:
+        """Warn, or end the run; all checkpoints are of steps before the first bad one."""
+        text = self.collapse.describe(self.step, self.config)
+        if self.config.train.on_collapse == "warn":
+            self.log.warn(text)
+            return
+        self.store.wait()
+        saved = self.store.latest_step()
+        kept = "No checkpoint was saved before." if saved is None else f"Checkpoint {saved}, from before, is kept."
+        self.log.info(f"{text} {kept} To train on all the same: --train.on_collapse=warn.")
+        log_file = f"{self.config.workdir}/train.log"
+        raise CollapseError(f"training has collapsed and was stopped at step {self.step}; {log_file} has the causes.")
 
     def _save(self, metrics: dict[str, Any] | None = None) -> None:
-        about = _about(self.config, self.train_set, self.step, self.unlogged)
+        about = {
+            **self.about,
+            # All randomness is a function of the seed and the step, so these two are the state of every generator.
+            "data": {"seed": self.config.train.seed, "next_batch": self.step},
+            "unlogged": self.unlogged,
+            "bad_steps": self.collapse.bad_steps,
+        }
         with self.watch.spend("saving"):
             self.store.save(self.step, self.stepper.state, about, metrics)
         self.ledger.mark(self.step)
 
+    def _ensure_saved(self) -> None:
+        """Check that the final state is on the disk, or try to save it again for a while. Raises NotSavedError."""
+        begin, pause = time.monotonic(), 1.0
+        while not self.store.holds(self.step, evaluated=True):
+            if pause == 1:
+                text = f"Step {self.step} is the last one and not on the disk yet; trying again for"
+                self.log.info(f"{text} {FINAL_SAVE_SECONDS:g} s.")
+            is_late = broadcast_json(lambda: time.monotonic() - begin > FINAL_SAVE_SECONDS)
+            if is_late or self._is_stopped():
+                raise NotSavedError(
+                    f"The final state (step {self.step}) could not be saved in {self.store.folder}: make room there; "
+                    f"the same command goes on from {self._resume_point()}."
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE)
+            self._save(self.metrics)
+
+    def _resume_point(self) -> str:
+        saved = self.store.latest_step()
+        return "the beginning" if saved is None else f"checkpoint {saved}"
+
+    def _is_stopped(self) -> bool:
+        try:
+            self.stepper.check()
+        except Stopped:
+            return True
+        return False
+
     def _evaluate(self) -> None:
-        """Evaluates and adds the metrics to the checkpoint; asked to stop on the way, leaves that to the next start."""
+        """Evaluate and add the metrics to the checkpoint; after a request to stop, the next start evaluates."""
         self.metrics = None
         with contextlib.suppress(Stopped), self.watch.spend("evaluating"):
             self.metrics = self.evaluate(self.stepper.state, self.step, self.stepper.check)
@@ -185,41 +268,14 @@ class _Run:
             self._save(self.metrics)
 
 
-def _about(config: Config, train_set: CocoSet, step: int, unlogged: list[Row]) -> dict[str, Any]:
-    """What a checkpoint says of itself; `eval.py` and `predict.py` need nothing else."""
-    return {
-        "config": to_dict(config),
-        "classes": [{"id": one.id, "name": one.name} for one in train_set.classes],
-        # All randomness is a function of the seed and the step, so these two are the state of every generator.
-        "data": {"seed": config.train.seed, "next_batch": step},
-        "unlogged": unlogged,
-    }
-
-
-def _feed(config: Config, train_set: CocoSet, plan: Plan, step: int) -> Any:
+def _train_batches(config: Config, train_set: Dataset, plan: Plan, step: int) -> Any:
     return train_batches(
         train_set,
         config.data,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         start_step=step,
-        num_steps=plan.total_steps - step,
+        num_steps=max(0, plan.total_steps - step),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-    )
-
-
-def _keep_evidence(folder: Path, step: int, row: Row, batch: Batch) -> str:
-    """Save the batch and the numbers of a non-finite step; returns what to tell the user."""
-    bad = [name for name, value in row.items() if not np.isfinite(value)]
-    evidence = folder / f"non_finite_step_{step}"
-    rows_of = f"_of_process_{jax.process_index()}" if jax.process_count() > 1 else ""  # each has its share of the batch
-    evidence.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(evidence / f"batch{rows_of}.npz", **batch._asdict())
-    if is_first():
-        (evidence / "metrics.json").write_text(json.dumps({name: str(value) for name, value in row.items()}, indent=1))
-    return (
-        f"Step {step} gave a non-finite {', '.join(bad)}. The weights before it are saved in "
-        f"{folder}/checkpoints/{step}, its batch and numbers in {evidence}. Usual causes: a learning rate too high "
-        "(optimizer.learning_rate), no clipping (optimizer.clip_norm=10), or broken boxes in the annotations."
     )

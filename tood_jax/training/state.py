@@ -1,15 +1,14 @@
 """What training carries from step to step."""
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from tood_jax.detectors.detector import Detector
-
-Tree = Any
+from tood_jax.models.detector import Detector
+from tood_jax.types import Tree
 
 
 class TrainState(NamedTuple):

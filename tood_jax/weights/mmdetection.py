@@ -1,16 +1,16 @@
-"""Names of the published mmdetection checkpoints ↔ our parameters, as one table used in both directions."""
+"""Table of the tensors in published mmdetection checkpoints and the flax variables that they become."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from tood_jax.config import Config
-from tood_jax.networks.resnet import BLOCKS
+from tood_jax.models.resnet import BLOCKS
 
 Path = tuple[str, ...]
 
 
 class Entry(NamedTuple):
-    """One tensor. `element` picks one element of ours (the levels' scales are five scalars there, one vector here)."""
+    """One tensor; `element` is its position in the flax variable, where several scalars become one vector (scales)."""
 
     torch_name: str
     path: Path  # collection first: ("params", …) or ("batch_stats", …)
@@ -52,11 +52,11 @@ def _backbone(config: Config) -> Iterator[Entry]:
 
 def _neck(config: Config) -> Iterator[Entry]:
     plain = config.neck.norm == "none"
-    for torch, ours, count in (("lateral_convs", "lateral", 3), ("fpn_convs", "output", 5)):
+    for torch, flax, count in (("lateral_convs", "lateral", 3), ("fpn_convs", "output", 5)):
         for i in range(count):
-            yield from _conv(f"neck.{torch}.{i}.conv", ("neck", f"{ours}_{i}"), plain)
+            yield from _conv(f"neck.{torch}.{i}.conv", ("neck", f"{flax}_{i}"), plain)
             if not plain:
-                yield from _norm(f"neck.{torch}.{i}.gn", ("neck", f"{ours}_{i}_norm"), False)
+                yield from _norm(f"neck.{torch}.{i}.gn", ("neck", f"{flax}_{i}_norm"), False)
 
 
 def _head(config: Config) -> Iterator[Entry]:
@@ -68,9 +68,9 @@ def _head(config: Config) -> Iterator[Entry]:
     if head.quality != "none":
         yield from _conv(f"bbox_head.{quality}", ("head", "quality_logits"), True)
     if head.alignment:
-        for torch, ours in (("cls_prob_module", "cls_alignment"), ("reg_offset_module", "reg_alignment")):
-            yield from _conv(f"bbox_head.{torch}.0", ("head", "align", f"{ours}_0"), True)
-            yield from _conv(f"bbox_head.{torch}.2", ("head", "align", f"{ours}_1"), True)
+        for torch, flax in (("cls_prob_module", "cls_alignment"), ("reg_offset_module", "reg_alignment")):
+            yield from _conv(f"bbox_head.{torch}.0", ("head", "align", f"{flax}_0"), True)
+            yield from _conv(f"bbox_head.{torch}.2", ("head", "align", f"{flax}_1"), True)
     for level in range(5 if head.level_scales else 0):
         yield Entry(f"bbox_head.scales.{level}.scale", ("params", "head", "scales"), level)
 
@@ -100,17 +100,17 @@ def _parallel_towers(config: Config) -> Iterator[Entry]:
 
 
 def _predictors(config: Config) -> tuple[str, str, str]:
-    """What mmdetection calls the last convolutions (classes, boxes, quality) of the nearest of its heads."""
+    """Return mmdetection's names of the last convolutions (classes, boxes, quality), in its most similar head."""
     if config.head.kind == "t_head":
         return "tood_cls", "tood_reg", "tood_centerness"
-    if config.learning.assigner == "max_iou":
+    if config.assigner.kind == "max_iou":
         return "retina_cls", "retina_reg", "retina_centerness"
-    if config.learning.assigner in ("center_sampling", "fovea", "simota", "ota"):
+    if config.assigner.kind in ("center_sampling", "fovea", "simota", "ota"):
         return "conv_cls", "conv_reg", "conv_centerness"
     family = "gfl" if config.head.box_coding == "binned_distances" else "atss"
     return f"{family}_cls", f"{family}_reg", f"{family}_centerness"
 
 
-def table(config: Config) -> tuple[Entry, ...]:
-    """Every tensor of a detector of this config, torch name and ours."""
+def tensor_table(config: Config) -> tuple[Entry, ...]:
+    """Return every tensor of the detector of a config."""
     return (*_backbone(config), *_neck(config), *_head(config))

@@ -1,0 +1,1 @@
+"""What the cases share: options, reports, timing, memory, tables, compiled programs, random inputs."""

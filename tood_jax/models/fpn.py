@@ -1,0 +1,45 @@
+"""Feature pyramid network (Lin et al. 2017) with P6 and P7 by stride-2 convolutions."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from tood_jax.models.layers import Dtype, Norm, conv
+from tood_jax.ops.relu import relu
+
+
+def upsample_nearest(x: Array, height: int, width: int) -> Array:
+    """Return [B, height, width, C] from [B, h, w, C]: location i takes location ⌊i·h/height⌋."""
+    if (height, width) == (2 * x.shape[1], 2 * x.shape[2]):
+        return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    rows = jnp.arange(height) * x.shape[1] // height
+    columns = jnp.arange(width) * x.shape[2] // width
+    return x[:, rows][:, :, columns]
+
+
+class FPN(nn.Module):
+    """From (C3, C4, C5) to (P3, …, P7) of `channels` channels each. Attributes are explained in `config.NeckConfig`."""
+
+    channels: int = 256
+    norm: str = "none"
+    extra_levels: str = "on_output"
+    relu_before_p7: bool = False
+    norm_groups: int = 32
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: tuple[Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array]:
+        def layer(x, size, name, stride=1):
+            glorot = nn.initializers.glorot_uniform()
+            plain = self.norm == "none"
+            x = conv(self.channels, size, name=name, dtype=self.dtype, stride=stride, bias=plain, kernel_init=glorot)(x)
+            return x if plain else Norm(self.norm, self.norm_groups, self.dtype, name=f"{name}_norm")(x)
+
+        merged = [layer(x, 1, f"lateral_{i}") for i, x in enumerate(maps)]
+        for i in (1, 0):
+            merged[i] = merged[i] + upsample_nearest(merged[i + 1], *merged[i].shape[1:3])
+        levels = [layer(x, 3, f"output_{i}") for i, x in enumerate(merged)]
+        p6 = layer(levels[-1] if self.extra_levels == "on_output" else maps[-1], 3, "output_3", stride=2)
+        p7 = layer(relu(p6) if self.relu_before_p7 else p6, 3, "output_4", stride=2)
+        levels += [p6, p7]
+        return tuple(levels)

@@ -1,0 +1,95 @@
+"""GroupNorm (Wu & He 2018) with a gradient of its own, which keeps one map and takes all sums a channel.
+
+Autodiff of the plain formula sums over groups of channels, which XLA:CPU does slowly, and keeps more than one map.
+
+Axes: B images · H, W locations · F channels, in G groups.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from tood_jax.precision import at_least_float32, sum_type
+
+EPSILON = 1e-5  # of every normalisation, as in PyTorch
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def group_norm(
+    x: Float[Array, "b h w f"], scale: Float[Array, " f"], bias: Float[Array, " f"], groups: int
+) -> Float[Array, "b h w f"]:
+    """Each image's groups of channels at mean 0 and variance 1, times scale, plus bias; computed in float32 at least.
+
+    Args:
+        scale, bias: of the sum type of x.
+        groups: G, which divides F.
+    """
+    return _forward(x, scale, bias, groups)[0]
+
+
+def over_groups(sums: Float[Array, "*n f"], groups: int) -> Float[Array, "*n f"]:
+    """Each channel's sum replaced by its group's."""
+    by_group = sums.reshape(*sums.shape[:-1], groups, -1)
+    return jnp.broadcast_to(by_group.sum(axis=-1, keepdims=True), by_group.shape).reshape(sums.shape)
+
+
+def statistics(
+    x: Array, means: Callable[[Array], Array], spread: Callable[[Array], Array]
+) -> tuple[Float[Array, "*n f"], Float[Array, "*n f"]]:
+    """Mean and 1 / standard deviation of each channel's group, float32.
+
+    In float32 the variance is the mean of squared differences; of a bfloat16 map, which is itself rounded to 2⁻⁹, the
+    mean of squares less the squared mean, which reads the map once less.
+
+    Args:
+        means: of a float32 map, to one value a group, repeated for its channels.
+        spread: the other way, to what can be subtracted from a map.
+    """
+    given = at_least_float32(x)
+    mean = means(given)
+    if x.dtype == jnp.bfloat16:
+        variance = jnp.maximum(means(given * given) - mean**2, 0)
+    else:
+        centred = given - spread(mean)
+        variance = means(centred * centred)
+    return mean, lax.rsqrt(variance + EPSILON)
+
+
+def _spread(values: Float[Array, "b f"]) -> Float[Array, "b 1 1 f"]:
+    return values[:, None, None]
+
+
+def _means(x: Float[Array, "b h w f"], groups: int) -> Float[Array, "b f"]:
+    count = x.shape[1] * x.shape[2] * (x.shape[3] // groups)
+    return over_groups(x.sum(axis=(1, 2)), groups) / count
+
+
+def _forward(x, scale, bias, groups):
+    mean, rate = statistics(x, partial(_means, groups=groups), _spread)
+    centred = at_least_float32(x) - _spread(mean)
+    out = (centred * _spread(rate * scale) + bias).astype(x.dtype)
+    return out, (centred if x.dtype == centred.dtype else x, mean, rate, scale)
+
+
+def _backward(groups, residuals, cotangent):
+    kept, mean, rate, scale = residuals
+    centred = kept if kept.dtype == sum_type(kept) else at_least_float32(kept) - _spread(mean)
+    given = at_least_float32(cotangent)
+    to_bias, to_scale = given.sum(axis=(1, 2)), rate * (given * centred).sum(axis=(1, 2))  # an image
+    count = centred.shape[1] * centred.shape[2] * (centred.shape[3] // groups)
+    along_mean = rate * over_groups(scale * to_bias, groups) / count
+    along_rate = rate**2 * over_groups(scale * to_scale, groups) / count
+    to_x = given * _spread(rate * scale) - _spread(along_mean) - centred * _spread(along_rate)
+    return to_x.astype(kept.dtype), _over_images(to_scale), _over_images(to_bias)
+
+
+def _over_images(sums: Float[Array, "b f"]) -> Float[Array, " f"]:
+    """A product, for XLA would make one sum of two, with another look at the map."""
+    return lax.dot(jnp.ones(len(sums), sums.dtype), sums, precision=lax.Precision.HIGHEST)
+
+
+group_norm.defvjp(_forward, _backward)

@@ -1,0 +1,274 @@
+"""Log of a run: all text, numbers and pictures that it writes. The run's folder holds
+
+train.log                  the text, each line with its local time
+metrics.jsonl              {"step", "kind", "time", …} per line, strict JSON
+metrics.jsonl.discarded    lines that were removed when a run resumed from an earlier step
+tensorboard/…              the same numbers, and pictures
+pictures/STEP_NAME.png
+goodput.jsonl              how the time was spent (goodput.py)
+
+A full disk never ends a run: it is reported once, and the lines wait in memory for free space (pictures are lost).
+"""
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import psutil
+from tqdm import tqdm
+
+from tood_jax.files import write_atomically
+from tood_jax.run_log.appender import Appender
+from tood_jax.run_log.strict_json import json_safe
+from tood_jax.untrusted.printable import printable_lines
+from tood_jax.untrusted.terminal import print_line, print_warning
+
+_GB = 1e9  # bytes
+
+
+class RunLog:
+    """Text, numbers and pictures of one run.
+
+    Args:
+        folder: of the run, created if missing.
+        log_every_steps: steps between the plain progress lines (train.log, and the terminal where it is no TTY).
+        is_active: False makes every method do nothing (all processes of a run except the primary).
+    """
+
+    def __init__(self, folder: str | Path, log_every_steps: int = 50, is_active: bool = True):
+        self.folder = Path(folder)
+        self._every = max(1, log_every_steps)
+        self._is_active = is_active
+        self._bar: Any = None
+        self._events: Any = None
+        self._purge_step: int | None = None
+        self._purged_rows: list[dict[str, Any]] = []  # to be written again after the purge
+        self._metrics_file = self.folder / "metrics.jsonl"
+        self._text = Appender(self.folder / "train.log", self.info)
+        self._metrics = Appender(self._metrics_file, self.info)
+        if is_active:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._keep_lines(None, True)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def info(self, text: str) -> None:
+        """Write a text to the terminal and to train.log."""
+        if not self._is_active:
+            return
+        self._write_text(text)
+        if self._bar is not None:
+            self._bar.clear()
+            print_warning(text)
+            self._bar.refresh()
+        else:
+            print_line(text)
+
+    def warn(self, text: str) -> None:
+        """Write a warning to the terminal and to train.log."""
+        self.info(f"warning: {text}")
+
+    def metrics(self, step: int, values: Mapping[str, Any], kind: Literal["train", "eval"] = "train") -> None:
+        """Write a line of metrics.jsonl, and each number to TensorBoard as kind/name (nested names joined by "/").
+
+        Values may be numbers, 0-d arrays, strings, lists and dicts; NaN and infinities are written as strings.
+        """
+        if not self._is_active:
+            return
+        values = json_safe(values)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"step": int(step), "kind": kind, "time": now, **values}, allow_nan=False)
+        self._metrics.append(f"{line}\n".encode())
+        self._tensorboard().scalars(int(step), dict(_numbers_in(values, kind)))
+
+    def appender(self, name: str) -> Appender | None:
+        """Return an appender for another file of the run's folder; None where nothing is to be written."""
+        return Appender(self.folder / name, self.info) if self._is_active else None
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> Path | None:
+        """Write a picture to TensorBoard and to pictures/STEP_NAME.png.
+
+        Args:
+            name: with the ending .jpg, the file is a JPEG.
+            picture: [h, w, 3] uint8 RGB.
+
+        Returns:
+            The file, or None where it was not written.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+            raise ValueError(f"a picture is uint8 [h, w, 3], not {picture.dtype} {list(picture.shape)}")
+        if not self._is_active:
+            return None
+        stem, suffix = (name[:-4], ".jpg") if name.endswith(".jpg") else (name.removesuffix(".png"), ".png")
+        encoded = _encode(suffix, picture)
+        if not encoded:
+            self.warn(f"a picture of {picture.shape[1]}×{picture.shape[0]} pixels can't be written as {suffix}")
+            return None
+        file = self.folder / "pictures" / f"{step:07d}_{stem.replace('/', '_')}{suffix}"
+        self._tensorboard().picture(int(step), stem, encoded, picture.shape[0], picture.shape[1])
+        try:
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(encoded)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+            self.warn(f"{file} can't be written ({error.strerror or error})")
+            return None
+        return file
+
+    def progress(self, step: int, total: int, fields: Mapping[str, float | str]) -> None:
+        """Show the progress: one live line where stderr is a TTY; a plain line every `log_every_steps` and at the end.
+
+        It may be called at every step. `fields` are shown in their order, floats with four digits.
+        """
+        if not self._is_active:
+            return
+        text = "  ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in fields.items())
+        is_live = sys.stderr is not None and sys.stderr.isatty()
+        if is_live:
+            if self._bar is None or self._bar.total != total:
+                self._close_bar()
+                self._bar = tqdm(total=total, bar_format="{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} {desc}")
+            self._bar.set_description_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        if step % self._every == 0 or step == total:
+            line = f"step {step}/{total}  {text}"
+            self._write_text(line)
+            if not is_live:
+                print_line(line)
+        if step >= total:
+            self._close_bar()
+
+    def resume_from(self, step: int, evaluated: bool = True) -> None:
+        """Drop what was logged after `step` steps; to be called before the first metrics of a run that resumes there.
+
+        Lines of later steps, which will be written again, move to metrics.jsonl.discarded; TensorBoard drops them too.
+        With `evaluated` False this includes an evaluation after exactly `step` steps.
+        """
+        if not self._is_active:
+            return
+        moved = self._keep_lines(step, evaluated)
+        self._purge_step = step + 1
+        if not evaluated:  # TensorBoard drops whole steps, so the other numbers of this step are written again
+            self._purge_step = step
+            self._purged_rows = self._rows_of(step)
+        if moved:
+            self.info(f"moved {moved} lines of later steps from metrics.jsonl to metrics.jsonl.discarded")
+
+    def close(self) -> None:
+        """End the live line; nothing is logged afterwards."""
+        if not self._is_active:
+            return
+        self._close_bar()
+        self._is_active = False
+
+    def _write_text(self, text: str) -> None:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        lines = printable_lines(text).split("\n")
+        self._text.append("".join(f"{stamp}  {line}\n" for line in lines).encode())
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _tensorboard(self) -> Any:
+        if self._events is None:
+            from tood_jax.run_log.tensorboard import EventFile  # a second to import, and not every run logs numbers
+
+            self._events = EventFile(self.folder / "tensorboard", self._purge_step, self.info)
+            for row in self._purged_rows:
+                values = {name: value for name, value in row.items() if name not in ("step", "kind", "time")}
+                self._events.scalars(row["step"], dict(_numbers_in(values, row["kind"])))
+        return self._events
+
+    def _rows_of(self, step: int) -> list[dict[str, Any]]:
+        lines = self._metrics_file.read_bytes().splitlines() if self._metrics_file.exists() else []
+        return [row for row in map(json.loads, lines) if row["step"] == step]
+
+    def _keep_lines(self, last_step: int | None, evaluated: bool) -> int:
+        """Move the lines that are not `_is_kept` to the discarded file, and return how many."""
+        if not self._metrics_file.exists():
+            return 0
+        lines = self._metrics_file.read_bytes().splitlines(keepends=True)
+        good = [line for line in lines if _is_kept(line, last_step, evaluated)]
+        moved = [line for line in lines if not _is_kept(line, last_step, evaluated)]
+        is_ended = not good or good[-1].endswith(b"\n")
+        if not moved and is_ended:
+            return 0
+        if moved:
+            with open(self.folder / "metrics.jsonl.discarded", "ab") as out:
+                out.writelines(line.rstrip(b"\n") + b"\n" for line in moved)
+        write_atomically(self._metrics_file, b"".join(line.rstrip(b"\n") + b"\n" for line in good))
+        return len(moved)
+
+
+def _encode(suffix: str, picture: np.ndarray) -> bytes:
+    """Return the bytes of the file; b"" if the picture does not fit the format."""
+    try:
+        is_encoded, data = cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        return b""
+    return data.tobytes() if is_encoded else b""
+
+
+def _is_kept(line: bytes, last_step: int | None, evaluated: bool) -> bool:
+    """Return whether a line is complete and of a step up to `last_step`; its evaluation only if `evaluated`."""
+    try:
+        row = json.loads(line)
+        step, kind = row["step"], row.get("kind")
+        return last_step is None or step < last_step or (step == last_step and (evaluated or kind != "eval"))
+    except (ValueError, KeyError, TypeError, AttributeError):  # incomplete: the process was killed while it wrote
+        return False
+
+
+def _numbers_in(values: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for key, value in values.items():
+        name = f"{prefix}/{key}"
+        if isinstance(value, Mapping):
+            found += _numbers_in(value, name)
+        elif isinstance(value, int | float) or value in ("nan", "inf", "-inf"):
+            found.append((name, float(value)))
+    return found
+
+
+def images_per_second(images: int, seconds: float) -> float:
+    """Return a rate; 0 where no time has passed."""
+    return images / seconds if seconds > 0 else 0.0
+
+
+def format_eta(steps_left: int, seconds_per_step: float) -> str:
+    """Return the remaining time as "2d 03:04:05" or "03:04:05"; "?" where the speed is not known yet."""
+    if not (math.isfinite(seconds_per_step) and seconds_per_step > 0):
+        return "00:00:00" if steps_left <= 0 else "?"
+    seconds = round(max(0, steps_left) * seconds_per_step)
+    days, seconds = divmod(seconds, 86400)
+    clock = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    return f"{days}d {clock}" if days else clock
+
+
+def memory_report() -> dict[str, float]:
+    """Return memory in 10⁹ bytes: "device_peak_gb" of the fullest device; on the CPU "process_gb", resident now."""
+    import jax  # here, so that the log itself is free of it
+
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [row["peak_bytes_in_use"] for row in stats if "peak_bytes_in_use" in row]
+    if peaks:
+        return {"device_peak_gb": max(peaks) / _GB}
+    return {"process_gb": psutil.Process().memory_info().rss / _GB}
