@@ -1,6 +1,7 @@
 """Every file, folder and Python name that the manual and the docstrings mention exists."""
 
-import importlib
+import ast
+import functools
 import re
 from pathlib import Path
 
@@ -38,16 +39,35 @@ def is_there(path):
 
 
 def resolves(name):
-    """Whether a dotted name is a module, or an attribute of one."""
+    """Whether a dotted name is a module, or is defined or imported in one. Read, not imported: some need PyTorch."""
     module, _, attribute = name.rpartition(".")
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError:
-        try:
-            return hasattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError:
-            return False
-    return True
+    return source_of(name) is not None or attribute in names_bound_in(module)
+
+
+@functools.cache
+def source_of(module):
+    """The file of a module or package of this repository; None if there is none."""
+    path = ROOT / module.replace(".", "/")
+    files = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+    return files[0] if files else None
+
+
+@functools.cache
+def names_bound_in(module):
+    """The names that a module's top level defines, assigns or imports."""
+    source = source_of(module)
+    if source is None:
+        return frozenset()
+    names = set()
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {leaf.id for target in targets for leaf in ast.walk(target) if isinstance(leaf, ast.Name)}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return frozenset(names)
 
 
 def test_symbols_of_the_architecture_page_exist():
