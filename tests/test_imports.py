@@ -21,6 +21,7 @@ LAYERS = [  # from the bottom up; packages of one layer do not import each other
     {"assigners", "losses", "models"},
     {"criterion"},
     {"weights", "evaluation", "training", "visualization"},
+    {"api"},
     {"cli"},
     {"tools"},
 ]

@@ -3,17 +3,22 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+import tood_jax
 from tests.data.formats.test_tfds import prepare
 from tests.tiny import tiny_config
 from tood_jax.checkpoint.about_json import crc_of_json
 from tood_jax.cli import evaluate, predict, to_array_record, train
 from tood_jax.config import save_config
+from tood_jax.data.errors import DataError
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +196,29 @@ def test_a_batch_that_devices_do_not_divide(trained, capsys, tmp_path):
         train.main(["--config", str(tmp_path / "six.json")])
     assert end.value.code == 1
     assert "6 images can't be split evenly over 8 devices" in capsys.readouterr().err
+
+
+def test_the_detector_in_python_finds_what_predict_finds(trained, tmp_path):
+    data, run = trained
+    file = sorted((data / "val").glob("*.jpg"))[0]
+    predict.main(["--checkpoint", str(run), "--images", str(file), "--out", str(tmp_path), "--draw", "False"])
+    rows = json.loads((tmp_path / "detections.json").read_text())
+    detector = tood_jax.load(run)
+    for image in (str(file), cv2.imread(str(file))[:, :, ::-1].copy()):
+        found = detector(image)
+        assert len(rows) == len(found.scores) > 0
+        np.testing.assert_allclose(found.scores, [row["score"] for row in rows], atol=1e-5)
+        assert [detector.class_names[label] for label in found.labels] == [row["category"] for row in rows]
+    with pytest.raises(DataError, match=r"uint8 RGB values \[height, width, 3\], not float64 \[4, 4\]"):
+        detector(np.zeros((4, 4)))
+
+
+def test_the_python_example_of_the_readme_runs(trained, tmp_path, monkeypatch, capsys):
+    data, run = trained
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(run)
+    (tmp_path / "street.jpg").symlink_to(sorted((data / "val").glob("*.jpg"))[0])
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    assert any(name in capsys.readouterr().out for name in ("disc", "box", "triangle", "star"))

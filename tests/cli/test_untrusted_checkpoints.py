@@ -9,11 +9,12 @@ import pytest
 
 from tests.tiny import tiny_config
 from tests.weights.example_weights import small_state_dict
+from tood_jax.api import load_trained_model
 from tood_jax.checkpoint.about_json import crc_of_json
 from tood_jax.checkpoint.reader import CheckpointError
 from tood_jax.checkpoint.store import CheckpointStore
 from tood_jax.cli import convert, evaluate
-from tood_jax.cli.common import load_trained_model, parse_with_checkpoint
+from tood_jax.cli.common import parse_with_checkpoint
 from tood_jax.config import save_config, to_dict
 from tood_jax.weights.files import write_weights
 

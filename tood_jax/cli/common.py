@@ -1,15 +1,14 @@
-"""What the programs share: errors in one sentence, the compilation cache, and the model and config of a checkpoint."""
+"""What the programs share: errors in one sentence, the compilation cache, and the config of a checkpoint."""
 
 import os
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 
 from tood_jax.checkpoint.orbax_noise import silence_orbax
-from tood_jax.checkpoint.reader import check_same_leaves, named_leaves
 from tood_jax.checkpoint.store import Checkpoint, CheckpointError, open_checkpoint
 from tood_jax.cli.command_line import parse, refuse_repeated_options
 from tood_jax.cli.process import compilation_cache_folder, missing_backend_message, prepare_process
@@ -20,14 +19,9 @@ from tood_jax.data.dataset import ClassInfo
 from tood_jax.data.errors import DataError, StalledError
 from tood_jax.distributed.process_group import ProcessError, end_at_once, explain_lost_peer, leave_at_once
 from tood_jax.distributed.signals import EXIT_STATUS, Reason, StatusError, Stopped
-from tood_jax.models.build import build_model
-from tood_jax.models.detector import Detector
 from tood_jax.training.collapse import CollapseError
 from tood_jax.training.non_finite import NonFiniteLossError
-from tood_jax.types import Tree
 from tood_jax.untrusted.terminal import print_warning
-from tood_jax.weights.finite import check_finite
-from tood_jax.weights.shapes import variable_shapes
 
 Args = TypeVar("Args")
 _NAMED_STEPS: dict[str, Literal["best", "latest"]] = {"best": "best", "latest": "latest"}
@@ -86,15 +80,6 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", folder)
 
 
-class TrainedModel(NamedTuple):
-    """A model with the weights and classes of a checkpoint."""
-
-    model: Detector
-    params: Tree
-    batch_stats: Tree
-    classes: tuple[ClassInfo, ...]
-
-
 def parse_with_checkpoint(
     args_type: type[Args], argv: list[str], *, prog: str, description: str
 ) -> tuple[Args, Config, Checkpoint]:
@@ -151,36 +136,3 @@ def _option_value(option: str, argv: list[str]) -> str:
         if word.startswith(f"{option}="):
             return expand_home(word.partition("=")[2])
     return ""
-
-
-def load_trained_model(checkpoint: Checkpoint, config: Config) -> TrainedModel:
-    """Return the model of a checkpoint with the weights to evaluate: the moving average if the checkpoint has one.
-
-    Raises:
-        CheckpointError: the checkpoint has no classes, its leaves differ from the model's (which is found before any is
-            read), or leaves have NaN or infinite values.
-    """
-    classes = tuple(ClassInfo(entry["id"], entry["name"]) for entry in checkpoint.about.get("classes") or ())
-    if not classes:
-        raise CheckpointError(f"{checkpoint.folder} doesn't name the classes that it was trained on.")
-    weights = "ema" if "ema" in checkpoint.groups else "params"
-    groups = [weights, *(group for group in ["batch_stats"] if group in checkpoint.groups)]
-    model = build_model(config, len(classes))
-    _check_shapes(checkpoint, model, groups)
-    arrays = checkpoint.arrays(*groups)
-    check_finite(named_leaves(arrays), checkpoint.folder)
-    return TrainedModel(model, arrays[weights], arrays.get("batch_stats", {}), classes)
-
-
-def _check_shapes(checkpoint: Checkpoint, model: Detector, groups: list[str]) -> None:
-    """Compare the checkpoint's table of leaves with the model: an untrusted checkpoint may have any shapes."""
-    leaves = {
-        f"params/{name.partition('/')[2]}" if name.startswith(f"{groups[0]}/") else name: leaf
-        for name, leaf in checkpoint.leaves.items()
-        if name.partition("/")[0] in groups
-    }
-    expected = {
-        name: {"shape": list(shape), "dtype": leaves[name]["dtype"] if name in leaves else "float32"}
-        for name, shape in variable_shapes(model).items()
-    }
-    check_same_leaves(leaves, expected, str(checkpoint.folder))

@@ -4,11 +4,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tood_jax.api import TrainedModel, load_trained_model
 from tood_jax.checkpoint.store import Checkpoint
 from tood_jax.cli.common import (
-    TrainedModel,
     class_names,
-    load_trained_model,
     parse_with_checkpoint,
     report_errors,
     use_compilation_cache,

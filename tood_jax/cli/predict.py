@@ -8,14 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
+from tood_jax.api import TrainedDetector, load_trained_model
 from tood_jax.cli.common import (
-    TrainedModel,
-    class_names,
-    load_trained_model,
     parse_with_checkpoint,
     report_errors,
     use_compilation_cache,
@@ -24,14 +21,13 @@ from tood_jax.cli.image_search import LeftOutFiles, find_images
 from tood_jax.cli.json_list_writer import JsonListWriter
 from tood_jax.cli.outputs import check_output_file, check_output_folder, is_results_file
 from tood_jax.cli.written_files import WrittenFiles
-from tood_jax.config import Config, ConfigError, DataConfig
+from tood_jax.config import ConfigError, DataConfig
 from tood_jax.data.errors import BrokenImageError, DataError
 from tood_jax.data.image_io import decode_image
 from tood_jax.data.preprocess import single_image_batch
-from tood_jax.distributed.sharding import make_mesh, replicated
 from tood_jax.distributed.signals import EXIT_STATUS, Reason
 from tood_jax.evaluation.coco_ap import coco_results
-from tood_jax.evaluation.predict import ImageDetections, compile_detect_step, detect_batches
+from tood_jax.evaluation.predict import ImageDetections
 from tood_jax.types import Batch
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.terminal import print_line, print_warning
@@ -78,10 +74,10 @@ def main(argv: list[str] | None = None) -> None:
     use_compilation_cache()
     with report_errors(PROG):
         job = plan_job(args)
-        trained = load_trained_model(checkpoint, config)
+        detector = TrainedDetector(load_trained_model(checkpoint, config), config)
         with contextlib.closing(JsonListWriter(job.out / RESULTS, job.out / PART)) as results:
             try:
-                above_threshold = _detect(job, args, config, trained, results)
+                above_threshold = _detect(job, args, detector, results)
                 results.finish()
             except BaseException as error:
                 print_warning(f"{PROG}: the detections so far ({results.rows}) are in {printable(results.part)}")
@@ -140,16 +136,15 @@ def _check_drawings(out: Path, names: Sequence[str], files: Sequence[Path], writ
             )
 
 
-def _detect(job: Job, args: Args, config: Config, trained: TrainedModel, results: JsonListWriter) -> int:
+def _detect(job: Job, args: Args, detector: TrainedDetector, results: JsonListWriter) -> int:
     """Detect in all images and write results as they come; return the number of detections above the threshold."""
-    ids, names = [category.id for category in trained.classes], class_names(trained.classes)
+    ids, names = [category.id for category in detector.classes], detector.class_names
     name_of = dict(zip(ids, names, strict=True))
-    mesh = make_mesh(jax.devices()[:1])  # images have batches of their own
-    detect_step = compile_detect_step(trained.model, config, mesh)
-    params, batch_stats = jax.device_put((trained.params, trained.batch_stats), replicated(mesh))
     above_threshold = 0
-    for index, image, batch in tqdm(_read_images(job, config.data), total=len(job.files), unit="image", leave=False):
-        (found,) = detect_batches(detect_step, params, batch_stats, [batch], mesh)
+    for index, image, batch in tqdm(
+        _read_images(job, detector.config.data), total=len(job.files), unit="image", leave=False
+    ):
+        found = detector.detect(batch)
         rows = coco_results([(found.boxes, found.scores, found.labels)], [str(job.files[index])], ids)
         results.extend({**row, "category": name_of[row["category_id"]]} for row in rows)
         above_threshold += int((found.scores >= args.threshold).sum())
