@@ -5,7 +5,7 @@ PYTEST := $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile $(OPTIONS)
 DEMO_DATA := build/demo_data
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help env demo test test-slow test-torch test-long torch bench bench-gpu lint types clean-demo
+.PHONY: help env demo test test-slow test-torch test-long torch bench bench-gpu lint types docs clean-demo
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -49,3 +49,7 @@ lint: env  ## ruff
 
 types: env  ## mypy
 	@$(PY) -m mypy
+
+docs: env  ## the manual as a site in build/site; a broken link is an error
+	@$(PY) scripts/config_reference.py --check
+	@$(PY) scripts/build_site.py

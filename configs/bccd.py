@@ -7,7 +7,7 @@
 Needs: the BCCD set in COCO format (by default in data/bccd) and two CPU cores. No pre-trained weights are used. For a
     set of your own take configs/small_set.py, whose learning rate is lower: this one's made other sets collapse.
 Time: 13 minutes on two AMD EPYC cores (without a GPU), shared with other jobs.
-Score: AP 57.6, AP50 89.5 on its val split (measured; docs/training.md has the table).
+Score: AP 57.6, AP50 89.5 on its val split (measured; reports/2026-11/training.md has the table).
 """
 
 from dataclasses import replace

@@ -3,12 +3,15 @@
 import ast
 import functools
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+REPORTS = sorted((ROOT / "reports").rglob("*.md"))
 SOURCES = sorted(
     file for name in ("tood_jax", "configs", "benchmarks", "scripts") for file in (ROOT / name).rglob("*.py")
 )
@@ -54,7 +57,7 @@ def source_of(module):
 
 @functools.cache
 def names_bound_in(module):
-    """The names that a module's top level defines, assigns or imports."""
+    """The names that a module's top level defines, assigns or imports, and those of its `__all__`."""
     source = source_of(module)
     if source is None:
         return frozenset()
@@ -65,9 +68,30 @@ def names_bound_in(module):
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names |= {leaf.id for target in targets for leaf in ast.walk(target) if isinstance(leaf, ast.Name)}
+            if "__all__" in names and isinstance(node.value, ast.List):
+                names |= {leaf.value for leaf in node.value.elts if isinstance(leaf, ast.Constant)}
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names |= {alias.asname or alias.name for alias in node.names}
     return frozenset(names)
+
+
+def test_the_configuration_reference_is_that_of_the_schema():
+    script = ROOT / "scripts" / "config_reference.py"
+    result = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("file", [*DOCUMENTS, *REPORTS], ids=lambda file: str(file.relative_to(ROOT)))
+def test_links_to_files_exist(file):
+    """Of the reports and of pages read in the repository; `make docs` also checks the anchors of the site."""
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", file.read_text(encoding="utf-8"))
+    assert [link for link in links if not (file.parent / link).exists()] == []
+
+
+def test_the_manual_is_short():
+    """At most 12,000 words, without the pages that are generated."""
+    pages = [file for file in (ROOT / "docs").rglob("*.md") if file.name != "configuration.md"]
+    assert sum(len(page.read_text(encoding="utf-8").split()) for page in pages) <= 12_000
 
 
 def test_symbols_of_the_architecture_page_exist():

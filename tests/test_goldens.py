@@ -1,6 +1,5 @@
 """Four published models end to end against the golden files: features, predictions, detections, losses, gradients
-and ten SGD steps of both phases. The largest deviations are printed, one line a model, and recorded in
-docs/numerics.md.
+and ten SGD steps of both phases. The largest deviations are printed, one line a model; docs/numerics.md has the limits.
 """
 
 import jax
@@ -132,9 +131,9 @@ def test_trajectory(golden, phase):
     So is the third of the warm-up; of the other phase it is held to 5e-3, for rounding decides ReLUs at zero of the
     second, as in RELU_ACCIDENTS (2.4e-3 seen). The tenth of the warm-up is held to 5 %. In the task-aligned phase a
     difference grows about threefold a step, and our own runs in float32 and float64 are 20 % apart at the tenth
-    (docs/numerics.md), as are two processors: the fourth step is held to 3 %, the fifth to 20 % (12 % off where
-    rounding puts another cell on the other side at the third), and the tenth to a half, which only says that training
-    goes the same way.
+    (reports/2026-11/numerics.md), as are two processors: the fourth step is held to 3 %, the fifth to 20 % (12 % off
+    where rounding puts another cell on the other side at the third), and the tenth to a half, which only says that
+    training goes the same way.
     """
     limits = _TRAJECTORY_LIMITS_DEFORMABLE if golden.name == X101_DCN else _TRAJECTORY_LIMITS
     rows, params = golden.trajectory(phase, max(limits[phase]))

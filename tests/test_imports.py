@@ -1,6 +1,7 @@
 """Packages are layers: a module imports only from layers below its own, and data workers never load JAX."""
 
 import ast
+import itertools
 import os
 import re
 import subprocess
@@ -153,3 +154,13 @@ def test_every_imported_package_is_declared():
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[\[<>=]", text)[0] for text in project["dependencies"]}
     assert {names.get(name, name) for name in imported - optional - {"tood_jax"}} <= declared
+
+
+def test_the_picture_of_the_architecture_page_shows_the_layers():
+    """A package of a higher layer stands above those of lower layers."""
+    picture = (PACKAGE.parent / "docs" / "images" / "packages.svg").read_text(encoding="utf-8")
+    places = {name: int(y) for y, name in re.findall(r'<text x="[\d.]+" y="(\d+)">(\w+)</text>', picture)}
+    assert places.keys() == LAYER.keys()
+    for above, below in itertools.permutations(LAYER, 2):
+        if LAYER[above] > LAYER[below]:
+            assert places[above] < places[below], f"{above} must stand above {below}"

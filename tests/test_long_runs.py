@@ -44,11 +44,11 @@ def marks_of(workdir):
 
 
 def restart_loop(command):
-    """The loop of docs/scaling.md around another command, without its pause."""
-    page = (ROOT / "docs" / "scaling.md").read_text()
-    loop = page[page.index("until python train.py") :]
+    """The loop of docs/distributed.md around another command, without its pause."""
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    loop = page[page.index("until .venv/bin/python train.py") :]
     loop = loop[: loop.index("\ndone") + len("\ndone")]
-    return loop.replace("python train.py --config configs/NAME.py", command).replace("sleep 10", "sleep 0.1")
+    return loop.replace(".venv/bin/python train.py --config configs/NAME.py", command).replace("sleep 10", "sleep 0.1")
 
 
 @pytest.mark.slow

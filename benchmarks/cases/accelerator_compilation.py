@@ -4,7 +4,8 @@
     python -m benchmarks.cases.accelerator_compilation --compile v5e-8 v6e-8  # compile first (jax[tpu]; no TPU)
     python -m benchmarks.cases.accelerator_compilation --compile h200-1       # compile first (jax[cuda12]; no GPU)
 
-Each record is a JSON file in benchmarks/results/pods/ and contains its own command. docs/pods.md explains the columns.
+Each record is a JSON file in benchmarks/results/pods/ and contains its own command. docs/compile_for.md explains the
+columns.
 """
 
 import json

@@ -4,7 +4,7 @@
 
 Needs: the dense generated set in build/dense_shapes, which `python -m benchmarks.cases.ablation` makes.
 Time: 5 minutes on two AMD EPYC cores.
-Score: docs/ablation.md has the table of all four, with their spread over seeds.
+Score: reports/2026-11/ablation.md has the table of all four, with their spread over seeds.
 """
 
 from dataclasses import replace

@@ -123,18 +123,26 @@ def test_evaluation_changes_only_the_scale(shapes_set, data_config):
 
 
 def test_of_too_many_objects_the_largest_are_kept_and_the_others_counted(shapes_set, data_config):
-    iterator = eval_batches(shapes_set, replace(data_config, max_objects=2), batch_size=4)
+    few = replace(data_config, max_objects=2)
+    iterator = train_batches(shapes_set, few, batch_size=4, seed=5, start_step=0, num_steps=5)
+    objects = []
     for batch in take_all(iterator):
-        for i in np.flatnonzero(batch.image_indices != FILLER):
-            image = shapes_set.images[batch.image_indices[i]]
+        for i, index in enumerate(batch.image_indices):
+            image = shapes_set.images[index]
             areas = sorted(np.prod(image.boxes[:, 2:] - image.boxes[:, :2], axis=1), reverse=True)
             boxes = batch.gt_boxes[i, batch.gt_mask[i]] / batch.scales[i][[1, 0, 1, 0]]
             kept = sorted(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), reverse=True)
             np.testing.assert_allclose(kept, areas[:2], rtol=1e-3)
-    objects = [len(image.labels) for image in shapes_set.images]
-    assert iterator.counts.truncated_objects == sum(max(0, count - 2) for count in objects)
+            objects.append(len(image.labels))
+    assert iterator.counts.truncated_objects == sum(max(0, count - 2) for count in objects) > 0
     assert iterator.counts.truncated_images == sum(count > 2 for count in objects)
     assert "exceeded data.max_objects" in iterator.counts.summary()
+
+
+def test_evaluation_counts_no_left_out_objects_because_it_compares_all_of_the_file(shapes_set, data_config):
+    iterator = eval_batches(shapes_set, replace(data_config, max_objects=1), batch_size=4)
+    take_all(iterator)
+    assert iterator.counts.summary() == ""
 
 
 def test_a_long_and_thin_image_has_exactly_the_size_of_its_row(tmp_path):

@@ -282,7 +282,7 @@ class TrainConfig:
     TPUs only. Not with parallel.space > 1."""
     compiler_options: tuple[str, ...] = ()
     """XLA options for the training and the evaluation step, each name=value; on TPUs two have defaults that these
-    override (docs/pods.md)."""
+    override (docs/performance.md)."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of the initial weights, the order of images and their augmentation."""
     eval_every_epochs: Annotated[int, Range(0, 1_000_000)] = 1

@@ -82,7 +82,7 @@ def train_batches(
     """
     sampler = TrainSampler(_sizes(dataset), data, batch_size, seed)
     rows = process_rows(batch_size, process_index, process_count)
-    return _iterate(dataset, data, rows, sampler.batch, start_step, num_steps, replace_broken=True)
+    return _iterate(dataset, data, rows, sampler.batch, start_step, num_steps, for_training=True)
 
 
 def eval_batches(
@@ -95,7 +95,7 @@ def eval_batches(
     """
     batches = evaluation_batches(_sizes(dataset), data, batch_size)
     rows = process_rows(batch_size, process_index, process_count)
-    return _iterate(dataset, data, rows, batches.__getitem__, 0, len(batches), replace_broken=False)
+    return _iterate(dataset, data, rows, batches.__getitem__, 0, len(batches), for_training=False)
 
 
 def describe_batches(dataset: Dataset, data: DataConfig, batch_size: int, seed: int) -> str:
@@ -120,8 +120,9 @@ class BatchBuilder:
     Args:
         rows: of the global batch.
         active_reads: records which image is being read.
-        replace_broken: with data.broken_images = "skip", a broken image is replaced by the next image that can be
-            decoded (training); otherwise its row becomes a filler (evaluation).
+        for_training: with data.broken_images = "skip", a broken image is replaced by the next image that can be
+            decoded, and objects beyond data.max_objects are counted. In evaluation a broken image's row becomes a
+            filler, and the objects come from the data set, not from the batch.
     """
 
     def __init__(
@@ -131,9 +132,9 @@ class BatchBuilder:
         rows: slice,
         active_reads: ActiveReads,
         *,
-        replace_broken: bool,
+        for_training: bool,
     ):
-        self._images, self._data, self._rows, self._replace_broken = images, data, rows, replace_broken
+        self._images, self._data, self._rows, self._for_training = images, data, rows, for_training
         self._active_reads = active_reads
 
     def __call__(self, spec: BatchSpec, step: int) -> tuple[Batch, DataCounts]:
@@ -148,8 +149,9 @@ class BatchBuilder:
                 continue
             index, sample = loaded
             truncated = write_sample(batch, position, sample, index)
-            counts.truncated_objects += truncated
-            counts.truncated_images += truncated > 0
+            if self._for_training:
+                counts.truncated_objects += truncated
+                counts.truncated_images += truncated > 0
         return batch, counts
 
     def _load(self, row: RowSpec, step: int, counts: DataCounts) -> tuple[int, Sample] | None:
@@ -166,7 +168,7 @@ class BatchBuilder:
                     raise BrokenImageError(f"{error} Or leave such images out with data.broken_images=skip.") from None
                 reason = str(error)
                 counts.broken[reason] += 1
-                if not self._replace_broken:
+                if not self._for_training:
                     return None
                 continue
             for what in noticed:
@@ -217,12 +219,12 @@ def _iterate(
     start: int,
     length: int,
     *,
-    replace_broken: bool,
+    for_training: bool,
 ) -> BatchIterator:
     import grain  # not at the top: Grain imports JAX (without using a device), which decoding and sampling do not need
 
     active_reads = ActiveReads(data.workers, data.threads)
-    build = BatchBuilder(dataset.images, data, rows, active_reads, replace_broken=replace_broken)
+    build = BatchBuilder(dataset.images, data, rows, active_reads, for_training=for_training)
     source = grain.MapDataset.source(_BatchSource(spec_of, build, start, length))
     options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(1, data.prefetch_batches))
     iterable = source.to_iter_dataset(options)

@@ -1,6 +1,6 @@
 """Which processes belong to one run, as the environment describes them.
 
-The first of these that is present decides (`docs/scaling.md` shows what to type):
+The first of these that is present decides (`docs/distributed.md` shows what to type):
 
     explicit       JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID (our launcher sets them too)
     SLURM          srun with more than one task

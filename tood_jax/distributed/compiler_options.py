@@ -10,7 +10,8 @@ from tood_jax.config import Config
 
 Options = dict[str, str | bool]
 
-# By platform. With few images a TPU's compiler folds columns into the batch, which makes T-head slower (docs/pods.md).
+# By platform. With few images a TPU's compiler folds columns into the batch, which makes T-head slower
+# (reports/2026-11/accelerator_compilation.md).
 DEFAULT_OPTIONS: dict[str, Options] = {
     "tpu": {"xla_tpu_run_space_to_batch": "false", "xla_tpu_run_space_to_batch_on_new_platforms": "false"}
 }

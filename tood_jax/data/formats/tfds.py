@@ -120,7 +120,7 @@ def _open_builder(folder: Any, location: str) -> Any:
     except ImportError as error:
         raise DataError(
             f"data.*.tfds = {location} needs TensorFlow Datasets (not TensorFlow), which isn't installed ({error}): "
-            "pip install 'tood_jax[tfds]'."
+            "pip install tensorflow-datasets importlib_resources"
         ) from None
     for file in _DESCRIPTIONS:
         if not is_file(folder / file):

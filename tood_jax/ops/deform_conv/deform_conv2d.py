@@ -1,8 +1,8 @@
 """Modulated deformable convolution, DCNv2 (Zhu et al. 2019): exact, with gradients of its own.
 
 There are three formulations of equal numbers: tap by tap with gathers (`per_tap.py`, CPU), all taps at once with
-gathers (`im2col.py`, GPU), and output row by output row with matrix products (`matmul.py`, TPU). docs/deformable.md
-counts their bytes and operations and compares them.
+gathers (`im2col.py`, GPU), and output row by output row with matrix products (`matmul.py`, TPU). Their bytes and
+operations are compared in reports/2026-11/deformable_convolution.md.
 
 Axes: B images · H, W locations of the input · h, w of the output · C input channels · G deformable groups, each of c =
 C/G channels · T = 9 taps of the 3×3 kernel, row by row · O output channels · 4 corners of a point: top left, top right,

@@ -129,7 +129,7 @@ def compare(args: Args, config: Config) -> list[Difference]:
         BrokenImageError: an image can't be read.
     """
     if importlib.util.find_spec("torch") is None:
-        raise ConfigError("This comparison needs PyTorch: pip install 'tood_jax[torch]' (the CPU build is enough).")
+        raise ConfigError("This comparison needs PyTorch: pip install 'torch>=2.6' (the CPU build is enough).")
     if min(args.height, args.width) < 32 or args.height % 32 or args.width % 32 or args.batch < 1 or args.steps < 0:
         raise ConfigError("--height and --width must be multiples of 32, --batch at least 1 and --steps at least 0.")
     weights = load_weights(args, config)
