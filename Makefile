@@ -1,11 +1,11 @@
 # `make demo` and `make test` work on a fresh machine; everything runs in .venv, which they make themselves.
 PY := .venv/bin/python
 # A file's tests share fixtures and stay in one process.
-PYTEST := $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile $(OPTIONS)
+PYTEST := $(PY) $(if $(COVERAGE),-m coverage run) -m pytest -n logical --maxprocesses 4 --dist loadfile $(OPTIONS)
 DEMO_DATA := build/demo_data
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help env demo test test-slow test-torch test-long torch bench bench-gpu lint types docs clean-demo
+.PHONY: help env demo test test-slow test-torch test-long torch bench bench-gpu lint types docs coverage clean-demo
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,10 @@ bench: env  ## speed of the main pieces beside the committed figures (some minut
 
 bench-gpu: env  ## all that is measured on a GPU, into benchmarks/results/gpu (needs jax[cuda12] and a GPU's build of PyTorch)
 	@JAX_PLATFORMS=cuda $(PY) -m benchmarks.suite --set gpu
+
+coverage: env  ## what the quick tests cover: a report, and pages in build/coverage
+	@rm -rf build/coverage && $(MAKE) -s test COVERAGE=1
+	@$(PY) -m coverage combine -q && $(PY) -m coverage html -q && $(PY) -m coverage report --skip-covered --sort=cover | tail -n 25
 
 lint: env  ## ruff
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -16,7 +16,7 @@ EPS = 1e-7  # keeps t / max t finite (published code)
 
 
 def alignment_metric(score: Float[Array, "*n"], iou: Float[Array, "*n"], alpha: float, beta: float):
-    """Return t = s^α · u^β (equation 6); whole exponents are multiplied out, which is faster and exact."""
+    """Return t = s^α · u^β (equation 9); whole exponents are multiplied out, which is faster and exact."""
 
     def power(x, exponent):
         return x ** int(exponent) if float(exponent).is_integer() else x**exponent

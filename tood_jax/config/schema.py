@@ -67,7 +67,7 @@ class HeadConfig:
     """t_head: number of deformable convolutions at the start of the tower, with 4 deformable groups (2 as
     published)."""
     alignment: bool = True
-    """Align the predictions: scores √(P·M), box sides sampled at learned offsets (paper equations 4 and 5)."""
+    """Align the predictions: scores √(P·M), box sides sampled at learned offsets (paper equations 5 and 6)."""
     quality: Literal["none", "centerness", "iou"] = "none"
     """A branch on the regression features that predicts centerness (FCOS, ATSS) or IoU (PAA, OTA)."""
     box_coding: Literal["exp_distances", "relu_distances", "binned_distances", "anchor_deltas"] = "exp_distances"
@@ -138,7 +138,7 @@ class LossConfig:
     cls: Literal["quality_focal", "focal"] = "quality_focal"
     """Classification loss."""
     cls_target: Literal["alignment", "iou", "one"] = "alignment"
-    """Target for the class of the assigned object: t̂ (paper equation 7), the IoU of the predicted box (GFL), or 1."""
+    """Target for the class of the assigned object: t̂ (paper section 3.2.1), the IoU of the predicted box (GFL), or 1."""
     focal_alpha: Annotated[float, Range(0, 1)] = 0.25
     """Focal loss: weight of the positives (negatives: 1 − α)."""
     focal_gamma: Annotated[float, Range(0, 10_000)] = 2.0

@@ -10,7 +10,7 @@ from tood_jax.ops.binary_cross_entropy import binary_cross_entropy
 
 
 def quality_focal_loss(prob: Float[Array, "*n"], target: Float[Array, "*n"], beta: float = 2.0) -> Float[Array, "*n"]:
-    """Return |t̂ − p|^β · BCE(p, t̂) (paper equation 8; Li et al. 2020, equation 5).
+    """Return |t̂ − p|^β · BCE(p, t̂) (paper equation 11; Li et al. 2020, equation 5).
 
     Args:
         prob: 0–1.

@@ -1,8 +1,8 @@
 """T-head, the task-aligned head (paper section 3.1), shared by all pyramid levels.
 
     interactive features   N convolutions; the outputs of all of them are the features of both tasks
-    task decomposition     layer attention weights the N layers, and a 1×1 convolution reduces them (equations 1–3)
-    task alignment         scores √(P·M), and box sides sampled at learnt offsets (equations 4 and 5)
+    task decomposition     layer attention weights the N layers, and a 1×1 convolution reduces them (equations 2–4)
+    task alignment         scores √(P·M), and box sides sampled at learnt offsets (equations 5 and 6)
 
 The head runs on `LevelMaps`, which hold one level, or all levels in one array; both give the same numbers.
 
@@ -40,7 +40,7 @@ DEFORMABLE_GROUPS = 4  # of the deformable interactive convolutions, as publishe
 
 
 class TaskDecomposition(nn.Module):
-    """Layer attention over the interactive layers, then a 1×1 reduction, GroupNorm and ReLU (equations 1–3)."""
+    """Layer attention over the interactive layers, then a 1×1 reduction, GroupNorm and ReLU (equations 2–4)."""
 
     layers: int
     channels: int
@@ -67,7 +67,7 @@ class TaskDecomposition(nn.Module):
 
 
 class TaskAlignment(nn.Module):
-    """Aligned scores √(σ(P)·σ(M)) and box sides sampled at learnt offsets (equations 4 and 5); or neither.
+    """Aligned scores √(σ(P)·σ(M)) and box sides sampled at learnt offsets (equations 5 and 6); or neither.
 
     M and the offsets come from the interactive features through a 1×1 and a 3×3 convolution each.
 
@@ -126,7 +126,7 @@ class TaskAlignment(nn.Module):
 
 
 def align_boxes(boxes: Float[Array, "b n 4"], offsets: Float[Array, "b n 8"], shapes: Shapes) -> Float[Array, "b n 4"]:
-    """Return boxes with each side sampled at its offset (equation 5).
+    """Return boxes with each side sampled at its offset (equation 6).
 
     A box that sampling turned inside out has no meaningful GIoU: the box before sampling replaces it.
 

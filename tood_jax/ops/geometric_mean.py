@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 @jax.custom_jvp
 def sigmoid_geometric_mean(a: Float[Array, "*#n"], b: Float[Array, "*#n"]) -> Float[Array, "*n"]:
-    """Return √(σ(a)·σ(b)) of logits, 0–1 (paper equation 4), with finite gradients however large the logits are.
+    """Return √(σ(a)·σ(b)) of logits, 0–1 (paper equation 5), with finite gradients however large the logits are.
 
     Its derivatives are y·(1 − σ(a))/2 and y·(1 − σ(b))/2; the square root itself is never differentiated.
     """

@@ -1,4 +1,4 @@
-"""Bilinear sampling of box sides, each at its own learnt offset (paper section 3.1, equation 5).
+"""Bilinear sampling of box sides, each at its own learnt offset (paper section 3.1, equation 6).
 
 The formula is `gather.py`, which CPUs and GPUs use; `matmul.py` has the same numbers for TPUs, which process the
 elements of gathers and scatters one after another.

@@ -1,6 +1,6 @@
 """The 1×1 convolutions that read T-head's interactive features, in one product.
 
-They are both task decompositions (equations 1–3) and the first convolution of each branch of the task alignment. The
+They are both task decompositions (equations 2–4) and the first convolution of each branch of the task alignment. The
 interactive features are the largest maps of the network, so they are read once.
 
 Axes: B images · h, w locations of a level · P levels · L interactive layers of F channels · I = L·F · O output

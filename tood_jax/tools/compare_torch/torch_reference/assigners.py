@@ -98,7 +98,7 @@ def assign_task_aligned(
     soft_label = torch.zeros_like(boxes[:, 0])
     for i in range(len(objects.boxes)):
         mine = gt_index == i
-        if mine.any():  # t̂: the largest t becomes the largest IoU (equation 7)
+        if mine.any():  # t̂: the largest t becomes the largest IoU (section 3.2.1)
             soft_label[mine] = metrics[i][mine] / (metrics[i][mine].max() + EPS) * ious[i][mine].max()
     return Assignment(gt_index, soft_label)
 

@@ -28,7 +28,7 @@ def sample(maps: Float[Tensor, "b g c h w"], rows: Float[Tensor, "b g l"], colum
 
 
 def sample_sides(boxes: Float[Tensor, "b 4 h w"], offsets: Float[Tensor, "b 8 h w"]) -> Float[Tensor, "b 4 h w"]:
-    """Return each box side sampled at its own offset (TOOD, equation 5); `offsets` has (dy, dx) per side."""
+    """Return each box side sampled at its own offset (TOOD, equation 6); `offsets` has (dy, dx) per side."""
     batch, sides, height, width = boxes.shape
     y, x = _grid(height, width, boxes)
     offsets = offsets.reshape(batch, sides, 2, height, width)

@@ -32,7 +32,7 @@ class NormedConv(nn.Module):
 
 
 class TaskDecomposition(nn.Module):
-    """Weight the tower's layers by attention, and reduce them to F channels (equations 1–3)."""
+    """Weight the tower's layers by attention, and reduce them to F channels (equations 2–4)."""
 
     def __init__(self, channels: int, layers: int, norm_groups: int):
         super().__init__()
@@ -138,9 +138,9 @@ def align(
     offsets: Float[Tensor, "b 8 h w"],
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b 4 h w"]]:
     """Return the aligned scores, 0–1, and the aligned boxes of a level."""
-    # √(σ(P)·σ(M)) in logarithms, which do not underflow (equation 4)
+    # √(σ(P)·σ(M)) in logarithms, which do not underflow (equation 5)
     scores = (0.5 * (F.logsigmoid(logits) + F.logsigmoid(alignment))).exp()
-    sampled = sample_sides(boxes, offsets)  # equation 5
+    sampled = sample_sides(boxes, offsets)  # equation 6
     inverted = (sampled[:, :2] > sampled[:, 2:]).any(dim=1, keepdim=True)
     return scores, torch.where(inverted, boxes, sampled)
 

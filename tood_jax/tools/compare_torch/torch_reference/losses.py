@@ -48,7 +48,7 @@ def focal_loss(prob: Tensor, target: Tensor, alpha: float = 0.25, gamma: float =
 
 
 def quality_focal_loss(prob: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
-    """Return |t̂ − p|^γ · BCE(p, t̂), element by element (equation 8)."""
+    """Return |t̂ − p|^γ · BCE(p, t̂), element by element (equation 11)."""
     return (target - prob).abs() ** gamma * F.binary_cross_entropy(prob, target, reduction="none")
 
 
