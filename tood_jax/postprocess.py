@@ -113,6 +113,7 @@ def detect(
     """Threshold, top-k a level, rescaling, boxes without area dropped, class-wise NMS, best K.
 
     Pairs of location and class whose box or score is not finite are dropped before all that, and counted.
+    `config.DetectConfig` explains the options.
 
     Args:
         scores: 0–1.
@@ -123,7 +124,6 @@ def detect(
         quality: 0–1, centerness or IoU; multiplies the scores of the candidates (after threshold and top-k).
         geometric_mean: the square root of that product instead.
         score_voting: `vote` on the boxes that NMS kept.
-        The rest: `config.DetectConfig`.
 
     Returns:
         Detections in pixels of the original image.

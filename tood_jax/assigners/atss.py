@@ -33,7 +33,8 @@ def assign_atss(
     Args:
         anchors: one square per location, pixels.
         valid: False for locations outside the image's padded area.
-        gt_boxes, gt_mask: padded objects.
+        gt_boxes: padded objects, pixels.
+        gt_mask: True for objects, False for padding.
         level_slices: which part of N each level is.
         topk: candidates per level, clamped to the level's locations.
         chunk: objects processed at a time; memory grows with chunk · N.

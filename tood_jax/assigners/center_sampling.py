@@ -39,7 +39,8 @@ def assign_center_sampling(
         points: (x, y), the middle of each location: (j + 0.5, i + 0.5)·stride, pixels.
         strides: of each point's level, pixels.
         valid: False for points outside the image's padded area.
-        gt_boxes, gt_mask: padded objects.
+        gt_boxes: padded objects, pixels.
+        gt_mask: True for objects, False for padding.
         level_slices: which part of N each level is.
         radius: in strides.
         ranges: smallest and largest distance to the farthest side per level, both included, pixels.

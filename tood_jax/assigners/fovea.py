@@ -37,7 +37,8 @@ def assign_fovea(
 
     Args:
         valid: False for locations outside the image's padded area.
-        gt_boxes, gt_mask: padded objects.
+        gt_boxes: padded objects, pixels.
+        gt_mask: True for objects, False for padding.
         level_shapes: (height, width) of each level in locations; N is their sum.
         strides: of each level, pixels.
         scale_ranges: smallest and largest √area per level, both included, pixels.

@@ -34,8 +34,10 @@ def assign_max_iou(
     Args:
         anchors: pixels.
         valid: False for anchors of locations outside the image's padded area.
-        gt_boxes, gt_mask: padded objects.
-        positive_iou, negative_iou: 0–1.
+        gt_boxes: padded objects, pixels.
+        gt_mask: True for objects, False for padding.
+        positive_iou: 0–1, the least IoU of a positive.
+        negative_iou: 0–1; anchors of lower IoU are background.
         min_positive_iou: 0–1, the least IoU at which an object takes its best anchors.
         chunk: objects processed at a time; memory grows with chunk · N.
 

@@ -31,7 +31,8 @@ def sinkhorn(
 
     Args:
         log_kernel: −cost / ε; −inf where nothing may be sent.
-        supply, demand: masses; rows and columns of mass 0, or without any finite kernel, are −inf.
+        supply: mass of each supplier; rows of mass 0, or without any finite kernel, are −inf.
+        demand: mass of each demander; the same for columns.
         iterations: each scales the demanders, then the suppliers.
         start: the suppliers' first potentials (divided by ε), 0 by default.
     """
@@ -81,12 +82,16 @@ def assign_ota(
     Args:
         scores: 0–1, class scores.
         boxes: predicted boxes, pixels.
-        points, strides: each location's point (x, y) and its level's stride, pixels.
+        points: each location's point (x, y), pixels.
+        strides: each location's stride, pixels.
         valid: False for locations outside the image's padded area.
-        gt_boxes, gt_labels, gt_mask: padded objects.
+        gt_boxes: padded objects, pixels.
+        gt_labels: their classes, 0…C-1.
+        gt_mask: True for objects, False for padding.
         center_radius: strides.
         topk: clamped to N.
-        alpha, gamma: of the focal loss.
+        alpha: weight of positives in the focal loss.
+        gamma: focusing exponent of the focal loss.
         epsilon: weight of the plan's entropy.
         iterations: of Sinkhorn and Knopp.
 

@@ -46,9 +46,12 @@ def assign_simota(
     Args:
         scores: 0–1, class scores.
         boxes: predicted boxes, pixels.
-        points, strides: each location's point (x, y) and its level's stride, pixels.
+        points: each location's point (x, y), pixels.
+        strides: each location's stride, pixels.
         valid: False for locations outside the image's padded area.
-        gt_boxes, gt_labels, gt_mask: padded objects.
+        gt_boxes: padded objects, pixels.
+        gt_labels: their classes, 0…C-1.
+        gt_mask: True for objects, False for padding.
         center_radius: strides.
         topk: clamped to N.
         chunk: objects processed at a time; memory grows with chunk · N.

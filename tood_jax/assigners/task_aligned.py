@@ -50,9 +50,12 @@ def assign_task_aligned(
         boxes: predicted boxes, pixels.
         points: the locations' points, pixels.
         valid: False for locations outside the image's padded area.
-        gt_boxes, gt_labels, gt_mask: padded objects.
+        gt_boxes: padded objects, pixels.
+        gt_labels: their classes, 0…C-1.
+        gt_mask: True for objects, False for padding.
         topk: m; clamped to N.
-        alpha, beta: exponents of score and IoU.
+        alpha: exponent of the score.
+        beta: exponent of the IoU.
         min_iou: an object none of whose candidates has this IoU gets no location, and is True in `rescued`: its targets
             would be too small to learn from (`rescue.py` assigns it by ATSS). 0 for none, as published.
         chunk: objects processed at a time; memory grows with chunk · N.

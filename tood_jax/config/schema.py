@@ -138,7 +138,7 @@ class LossConfig:
     cls: Literal["quality_focal", "focal"] = "quality_focal"
     """Classification loss."""
     cls_target: Literal["alignment", "iou", "one"] = "alignment"
-    """Target for the class of the assigned object: t̂ (paper section 3.2.1), the IoU of the predicted box (GFL), or 1."""
+    """Target for the class of the assigned object: t̂ (paper section 3.2), the IoU of the predicted box (GFL), or 1."""
     focal_alpha: Annotated[float, Range(0, 1)] = 0.25
     """Focal loss: weight of the positives (negatives: 1 − α)."""
     focal_gamma: Annotated[float, Range(0, 10_000)] = 2.0

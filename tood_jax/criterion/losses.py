@@ -131,8 +131,8 @@ def warm_up_loss(pred: Predictions, targets: Targets, locations: Locations, conf
 def composed_loss(pred: Predictions, targets: Targets, locations: Locations, config: Config) -> LossTerms:
     """Return the loss that `config.loss` composes.
 
-    As published for TOOD (equations 11 and 12): quality focal loss towards t̂, divided by Σ t̂; GIoU in strides weighted by
-    t̂, divided by Σ t̂. Every divisor is taken over the global batch and is at least 1.
+    As published for TOOD (equations 11 and 12): quality focal loss towards t̂, divided by Σ t̂; GIoU in strides weighted
+    by t̂, divided by Σ t̂. Every divisor is taken over the global batch and is at least 1.
     """
     loss, num_classes = config.loss, pred.scores.shape[-1]
     one = jnp.ones_like(targets.iou)

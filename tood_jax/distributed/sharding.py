@@ -60,7 +60,7 @@ def batch_shardings(mesh: Mesh) -> Batch:
     return Batch(*[rows] * len(Batch._fields))._replace(images=NamedSharding(mesh, PartitionSpec(DATA, SPACE)))
 
 
-def state_shardings(shapes, mesh: Mesh, split: bool):
+def state_shardings(shapes: Any, mesh: Mesh, split: bool):
     """Return shardings of a state (or any tree of parameters): whole on every device, or split over `data`.
 
     Args:

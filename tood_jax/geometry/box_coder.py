@@ -99,7 +99,9 @@ class BoxCoder:
         """Return the logits (at scale 1) that decode to these boxes; of binned distances, the distances.
 
         Args:
-            boxes, points, anchors: of the same predictions, in strides; points carry their offset.
+            boxes: one for each prediction, in strides.
+            points: of the same predictions, in strides, with their offset.
+            anchors: of the same predictions, in strides.
         """
         if self.kind == "anchor_deltas":
             return xyxy_to_deltas(anchors, boxes, self.delta_stds)

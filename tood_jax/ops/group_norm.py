@@ -25,7 +25,8 @@ def group_norm(
     """Each image's groups of channels at mean 0 and variance 1, times scale, plus bias; computed in float32 at least.
 
     Args:
-        scale, bias: of the sum type of x.
+        scale: of the sum type of x.
+        bias: of the sum type of x.
         groups: G, which divides F.
     """
     return _forward(x, scale, bias, groups)[0]

@@ -40,7 +40,8 @@ def conv2d(
     Args:
         x: the map, zero outside.
         kernel: [size, size, I / groups, O], of the type of x.
-        stride, padding: locations, the same in both directions.
+        stride: locations, the same in both directions.
+        padding: locations, the same on all sides.
     """
     run: Callable[..., Array] = partial(_conv2d, stride=stride, padding=padding, groups=groups, precision=precision)
     if groups > 1:  # XLA's partitioner would gather the whole batch for it on GPUs
