@@ -21,7 +21,7 @@ from tood_jax.config import Config, ConfigError, DataConfig, save_config
 from tood_jax.config.validation import warnings
 from tood_jax.data.dataset import Dataset
 from tood_jax.data.image_io import decode_image
-from tood_jax.data.load_dataset import check_for_training, load_dataset
+from tood_jax.data.load_dataset import check_for_training, filter_for_training, load_dataset
 from tood_jax.data.preprocess import canvases
 from tood_jax.data.temporary_files import remove_stale_files
 from tood_jax.distributed.host_sync import is_primary
@@ -210,7 +210,7 @@ def draw_comparison(found: list[ImageDetections], dataset: Dataset, bit_depth: i
 
 def _load_sets(data: DataConfig, log: RunLog) -> tuple[Dataset, Dataset]:
     """Return the train and the val split. Raises ConfigError if their classes differ."""
-    train_set = load_dataset(data.train, data.broken_images, for_evaluation=False)
+    train_set = filter_for_training(load_dataset(data.train, data.broken_images, for_evaluation=False), data)
     val_set = load_dataset(data.val, data.broken_images, for_evaluation=is_primary())
     check_for_training(train_set, val_set, data)
     for split, dataset in (("train", train_set), ("val", val_set)):

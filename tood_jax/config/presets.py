@@ -40,6 +40,9 @@ def tood_r50_fpn_1x_coco() -> Config:
             # A handful of compilations: these and the canvas that holds all. The log has the share of padding.
             buckets=((800, 1088), (800, 1216), (800, 1344), (1088, 800), (1216, 800), (1344, 800)),
             flip_probability=0.5,
+            filter_empty=True,
+            min_image_side=32,
+            filter_tiny_boxes=True,
         ),
         optimizer=OptimizerConfig(
             learning_rate=0.01,

@@ -206,6 +206,13 @@ class DataConfig:
     """Probability of an up-down flip in training (for images without an up direction, such as microscopy)."""
     max_objects: Annotated[int, Range(1, 100_000)] = 100
     """Objects kept per image (padded to this number); truncated images are counted and reported."""
+    filter_empty: bool = False
+    """Leave images without any annotation out of training, as published for COCO (117,266 of 118,287 images remain)."""
+    min_image_side: Annotated[int, Range(0, 16_384)] = 0
+    """Leave images with a side below this out of training, pixels (32 as published); 0 for none."""
+    filter_tiny_boxes: bool = False
+    """Leave boxes with a side below 1 pixel, or an area of 0 or less, in the annotation file out of training, as
+    published."""
     broken_images: Literal["fail", "skip"] = "fail"
     """With a missing or unreadable image file: fail stops and names it, skip leaves it out and counts it."""
     scaled_decoding: bool = False

@@ -36,6 +36,8 @@ class AnnotatedImage:
     height: int
     boxes: np.ndarray  # [n, 4] float32 xyxy, pixels
     labels: np.ndarray  # [n] int32
+    is_tiny: np.ndarray | None = None  # [n] bool: a side below 1 pixel or an area ≤ 0 in the file; None: no box
+    is_annotated: bool = True  # the file has at least one annotation of it, also a crowd
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,18 @@ format by the fields of SplitConfig, for example `split.annotations if split.ann
 Only a format that cannot use `images` and `annotations` needs a field of its own there (config/schema.py).
 """
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from tood_jax.config import DataConfig, SplitConfig
-from tood_jax.data.dataset import Dataset
+from tood_jax.data.dataset import AnnotatedImage, Dataset
 from tood_jax.data.errors import DataError
 from tood_jax.data.formats.array_record import load_array_record
 from tood_jax.data.formats.coco import load_coco
 from tood_jax.data.formats.tfds import load_tfds
+from tood_jax.data.load_report import LoadReport
 
 BrokenImages = Literal["fail", "skip"]
 
@@ -55,6 +58,44 @@ def load_dataset(split: SplitConfig, broken_images: BrokenImages = "fail", for_e
         raise DataError(f"data.*: {locations} each name the whole split: set only one of them.")
     load = next(iter(named.values())).load if named else load_coco
     return load(split, broken_images, for_evaluation)
+
+
+def filter_for_training(dataset: Dataset, data: DataConfig) -> Dataset:
+    """Return a split without the images and boxes that `data.filter_…` leave out of training; the report counts them.
+
+    mmdetection's filters of COCO: images without annotations (an image that has only crowds stays, as background),
+    images with a short side, and boxes that are tiny in the file.
+
+    Raises:
+        DataError: no image is left.
+    """
+    if not dataset.has_annotations:
+        return dataset  # `check_for_training` refuses it
+    report = copy.deepcopy(dataset.report)
+    images = []
+    for image in dataset.images:
+        if data.filter_empty and not image.is_annotated:
+            report.note("images without annotations left out of training (data.filter_empty)", image.path.name)
+        elif min(image.height, image.width) < data.min_image_side:
+            report.note("images left out of training by data.min_image_side", image.path.name)
+        else:
+            images.append(_without_tiny_boxes(image, report) if data.filter_tiny_boxes else image)
+    if dataset.images and not images:
+        raise DataError(
+            f"data.train: data.filter_empty={data.filter_empty} and data.min_image_side={data.min_image_side} leave "
+            f"none of the {len(dataset.images)} images of {data.train.source}."
+        )
+    report.images, report.objects = len(images), sum(len(image.labels) for image in images)
+    return replace(dataset, images=tuple(images), report=report)
+
+
+def _without_tiny_boxes(image: AnnotatedImage, report: LoadReport) -> AnnotatedImage:
+    if image.is_tiny is None or not image.is_tiny.any():
+        return image
+    for _ in range(int(image.is_tiny.sum())):
+        report.note("boxes left out of training by data.filter_tiny_boxes", "one", image.path.name)
+    kept = ~image.is_tiny
+    return replace(image, boxes=image.boxes[kept], labels=image.labels[kept], is_tiny=None)
 
 
 def check_for_training(train_set: Dataset, val_set: Dataset, data: DataConfig) -> None:

@@ -85,12 +85,16 @@ def parse_coco(
     labels = {info.id: label for label, info in enumerate(classes)}
     ground_truth: list[dict[str, Any]] = []
     for_training: dict[Id, list[Annotation]] = {}
+    annotated: set[Id] = set()
     for annotation in AnnotationParser(file, sizes, labels, report).parse(raw.get("annotations", ())):
         if for_evaluation:
             ground_truth.append(annotation.ground_truth)
+        annotated.add(annotation.ground_truth["image_id"])
         if annotation.training_box is not None:
             for_training.setdefault(annotation.ground_truth["image_id"], []).append(annotation)
-    images = tuple(_annotate(id_, image, for_training.get(id_, ()), report) for id_, image in located.items())
+    images = tuple(
+        _annotate(id_, image, for_training.get(id_, ()), id_ in annotated, report) for id_, image in located.items()
+    )
     report.images, report.objects = len(images), sum(len(image.labels) for image in images)
     has_annotations = "annotations" in raw
     if has_annotations:
@@ -233,11 +237,15 @@ def _locate_images(
     return images
 
 
-def _annotate(id_: Id, image: _LocatedImage, objects: Sequence[Annotation], report: LoadReport) -> AnnotatedImage:
+def _annotate(
+    id_: Id, image: _LocatedImage, objects: Sequence[Annotation], is_annotated: bool, report: LoadReport
+) -> AnnotatedImage:
     xywh = np.asarray([annotation.training_box for annotation in objects], np.float32).reshape(-1, 4)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     labels = np.asarray([annotation.label for annotation in objects], np.int32)
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # a width of 1e-6 is 0 in float32
     for _ in range(int((~has_area).sum())):
         report.note("boxes without area or outside the image left out of training", "one", image.path.name)
-    return AnnotatedImage(id_, image.path, image.width, image.height, boxes[has_area], labels[has_area])
+    is_tiny = np.asarray([annotation.is_tiny for annotation in objects], bool)
+    arrays = boxes[has_area], labels[has_area], is_tiny[has_area]
+    return AnnotatedImage(id_, image.path, image.width, image.height, *arrays, is_annotated)

@@ -38,6 +38,7 @@ class Annotation(NamedTuple):
     ground_truth: dict[str, Any]  # in COCO's format, complete, with the box of the file
     label: int
     training_box: Box | None  # clipped to the image; None if training leaves the object out
+    is_tiny: bool  # a side of the file's box is below 1 pixel, or the area 0 or less
 
 
 class AnnotationParser:
@@ -87,15 +88,17 @@ class AnnotationParser:
         left_out = self._is_left_out(entry, name, image, is_crowd)
         training_box = None if left_out else self._training_box(box, clipped, name, image)
         self._report_id(entry, name)
+        area = self._area(entry, box, name)
         ground_truth = {
             "id": number,  # COCO's evaluation needs them unique and takes 0 for "not matched"
             "image_id": image_id,
             "category_id": category,
             "bbox": list(box),
-            "area": self._area(entry, box, name),
+            "area": area,
             "iscrowd": int(is_crowd),
         }
-        return Annotation(ground_truth, self._labels[category], training_box)
+        is_tiny = min(box[2], box[3]) < 1 or area <= 0
+        return Annotation(ground_truth, self._labels[category], training_box, is_tiny)
 
     def _box(self, entry: Any, name: "_EntryName") -> Box:
         if not isinstance(entry, dict) or ("bbox" not in entry and entry.get("segmentation") is None):
