@@ -57,8 +57,8 @@ def main() -> None:
     (build / "bindings.cpp").write_text("\n".join(lines) + "\n")
     files = [build / "bindings.cpp"]
     for name in SOURCES:  # two files of one name won't do
-        files.append(code / f"{name}.cpp")
-        files.append(shutil.copy(code / "cpu" / f"{name}.cpp", build / f"{name}_cpu.cpp"))
+        files += [code / f"{name}.cpp", build / f"{name}_cpu.cpp"]
+        shutil.copy(code / "cpu" / f"{name}.cpp", files[-1])
     library = load(
         NAME,
         [str(file) for file in files],

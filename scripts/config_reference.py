@@ -34,6 +34,7 @@ def page() -> str:
     """The text of the page."""
     sections = [INTRO]
     for group in dataclasses.fields(schema.Config):
+        assert isinstance(group.type, type), f"the type of {group.name} is not a class"
         if not dataclasses.is_dataclass(group.type):
             text = documented(schema.Config)[group.name]
             sections.append(f"## {group.name}\n\n`{group.type.__name__}`, default `{group.default}`: {text}\n")
@@ -46,8 +47,9 @@ def page() -> str:
 
 def section(name: str, group: type, note: str = "") -> str:
     """The table of one group."""
-    texts = documented(group)
-    lines = [f"## {name}", "", " ".join(inspect.getdoc(group).split()), ""]
+    texts, summary = documented(group), inspect.getdoc(group)
+    assert summary is not None, f"{group.__name__} has no docstring"
+    lines = [f"## {name}", "", " ".join(summary.split()), ""]
     lines += [note, ""] if note else []
     lines += ["| field | values | default | meaning |", "|---|---|---|---|"]
     hints = typing.get_type_hints(group, include_extras=True)
@@ -61,12 +63,14 @@ def section(name: str, group: type, note: str = "") -> str:
 
 def documented(group: type) -> dict[str, str]:
     """The docstring of each field: the text below it in the source."""
-    body = ast.parse(inspect.getsource(group).lstrip()).body[0].body
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }
+    (definition,) = ast.parse(inspect.getsource(group).lstrip()).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for field, text in itertools.pairwise(definition.body):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                found[name] = " ".join(words.split())
+    return found
 
 
 def values_of(hint) -> str:

@@ -32,7 +32,7 @@ IMAGES, OBJECTS, CLASSES = 2, 20, 80
 
 def programs() -> dict[str, tuple[str, str, dict[str, Any]]]:
     """Name to (config's path, platform, changed fields of `train`)."""
-    found = {}
+    found: dict[str, tuple[str, str, dict[str, Any]]] = {}
     for path in (R50, X101_DCN, RIVAL):
         for platform in PLATFORMS:
             found[f"{path.split('/')[-1]}.{platform}"] = (path, platform, {})

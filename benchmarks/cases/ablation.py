@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
         print(f"Generated {args.data}.")
     work = [(row, seed) for seed in args.seeds for row in rows]
     with ThreadPoolExecutor(args.jobs) as pool:
-        found = dict(zip(work, pool.map(lambda run: train_one(*run, args), work), strict=True))
+        found = dict(zip(work, pool.map(lambda run: train_one(run[0], run[1], args), work), strict=True))
     results = [
         {
             **row._asdict(),

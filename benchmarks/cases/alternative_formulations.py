@@ -40,7 +40,6 @@ NAME = "alternative_formulations"
 GROUPS = 64  # of ResNeXt-101-64x4d
 OBJECTS, TOPK = 64, 13  # G of a chunk, m of the paper
 CANDIDATES, DETECTIONS, TILE, IOU = 5000, 100, 128, 0.6
-STEM = {"window_strides": (2, 2), "padding": ((3, 3), (3, 3)), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 SERIAL_OPERATIONS = ("gather", "scatter", "sort", "while")  # a TPU does not run their elements in parallel
 
 
@@ -80,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
         if args.topology
         else ["work", "way", "ms"]
     )
-    print_table(f"{args.batch} × {args.height} × {args.width}", header, map(table_line, rows))
+    print_table(f"{args.batch} × {args.height} × {args.width}", header, [table_line(row) for row in rows])
     return finish_report(report, args, results=rows)
 
 
@@ -137,7 +136,12 @@ def works(args: Args) -> dict[str, Work]:
     return {
         "stem": (
             {
-                "7×7, stride 2": functools.partial(lax.conv_general_dilated, **STEM),
+                "7×7, stride 2": functools.partial(
+                    lax.conv_general_dilated,
+                    window_strides=(2, 2),
+                    padding=((3, 3), (3, 3)),
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                ),
                 "space to depth by slices": conv2d_space_to_depth,
                 "space to depth by reshapes": stem_by_reshapes,
             },

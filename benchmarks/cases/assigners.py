@@ -106,7 +106,7 @@ def _prepare(assign: Callable, arguments: tuple, chunk: int) -> tuple[dict[str, 
 def _line(row: dict[str, Any]) -> list[Any]:
     memories = (row["program"]["memory"], row["memory_in_one_piece"])
     temporaries = [to_mebibytes(memory and memory["temporaries"]) for memory in memories]
-    of_torch = [None] * 3
+    of_torch: list[str | float | None] = [None] * 3
     if "torch" in row:
         ratio = row["torch"]["median_seconds"] / row["median_seconds"]
         of_torch = [format_milliseconds(row["torch"]), ratio, to_mebibytes(row["torch_memory"])]

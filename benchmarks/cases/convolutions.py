@@ -20,7 +20,7 @@ from jax import lax
 
 from benchmarks.harness.options import Options, read_options
 from benchmarks.harness.programs import compile_program
-from benchmarks.harness.report import Report, begin_report, finish_report
+from benchmarks.harness.report import Report, Row, begin_report, finish_report
 from benchmarks.harness.tables import format_milliseconds, print_table
 from benchmarks.harness.timing import time_interleaved
 from benchmarks.peers.load import load_plain_torch
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     args = read_options(Args, argv, NAME, "Time convolutions and their gradients.")
     report = begin_report(NAME, argv, args)
     plain_torch = load_plain_torch() if args.peer and importlib.util.find_spec("torch") else None
-    results = []
+    found: dict[tuple[str, str], dict[str, Row]] = {}  # by convolution and what is computed, timings of each side
     for name, (map_stride, size, stride, inputs, outputs) in SHAPES.items():
         rng = np.random.default_rng(args.seed)
         height, width = args.height // map_stride, args.width // map_stride
@@ -77,19 +77,16 @@ def main(argv: Sequence[str] | None = None) -> Report:
         if plain_torch:
             sides["torch"] = plain_torch.convolution_runs(x, kernel, stride, args.dtype)
         for what in ("forward", "to the map", "to the kernel"):
-            timings = time_interleaved({side: runs[what] for side, runs in sides.items()}, args.repeats)
-            results.append({"convolution": name, "what": what, **timings})
+            found[name, what] = time_interleaved({side: runs[what] for side, runs in sides.items()}, args.repeats)
     print_table(
         f"Convolutions, {args.batch} × {args.height} × {args.width}, {args.dtype}, ms: median (min–max)",
         ["convolution", "what", *SIDES],
         [
-            [
-                *(row["convolution"], row["what"]),
-                *(format_milliseconds(row[side]) if side in row else None for side in SIDES),
-            ]
-            for row in results
+            [name, what, *(format_milliseconds(timings[side]) if side in timings else None for side in SIDES)]
+            for (name, what), timings in found.items()
         ],
     )
+    results = [{"convolution": name, "what": what, **timings} for (name, what), timings in found.items()]
     return finish_report(report, args, results=results)
 
 

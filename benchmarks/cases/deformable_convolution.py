@@ -165,11 +165,12 @@ def print_rows(args: Args, rows: Sequence[Row]) -> None:
     def line(row: Row) -> list[Any]:
         memory = row["program"]["memory"]
         seconds, plain = row.get(key), plain_seconds[row["pass"]]
+        ratio = seconds and plain and seconds / plain
         head = [row["formulation"], row["pass"]]
         times = (
-            [format_milliseconds(row), seconds / plain, row["gigabytes_per_second"], row["gigaflops_per_second"]]
+            [format_milliseconds(row), ratio, row["gigabytes_per_second"], row["gigaflops_per_second"]]
             if timed
-            else [seconds and 1e3 * seconds, seconds and plain and seconds / plain, row.get("unestimated")]
+            else [seconds and 1e3 * seconds, ratio, row.get("unestimated")]
         )
         counts = [row["least_bytes"] / 1e6, 2 * row["multiply_adds"] / 1e9]
         flops, accessed = row["xla_flops"], row["xla_bytes_accessed"]

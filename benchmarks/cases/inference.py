@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
             function = jax.jit(lambda pred, batch: detections(pred, batch, config))
         else:
             arguments = (*jax.device_put(variables, replicated(mesh)), batch)
-            function = compile_detect_step(model, config, mesh)  # type: ignore[assignment]
+            function = compile_detect_step(model, config, mesh)
         programs[name] = (images, compile_program(function, *arguments))
         cases[name] = functools.partial(programs[name][1].run, *arguments)
     timings = time_interleaved(cases, args.repeats)

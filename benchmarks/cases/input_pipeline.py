@@ -10,7 +10,6 @@ by the processor time that this process and its workers took meanwhile.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.harness.input_throughput import measure_throughput
 from benchmarks.harness.options import ROOT, Options, read_options
@@ -92,13 +91,13 @@ def main(argv: Sequence[str] | None = None) -> Report:
         ["threads", "workers", "images/s", "ms an image: median (min–max)", "images/s a core", "first batch, s"],
         [
             [
-                *(row["threads"], row["workers"], row["images_per_second"]),
-                *(format_milliseconds(row["seconds_an_image"]), row["images_per_core_second"], row["start_seconds"]),
+                *(throughput.threads, throughput.workers, throughput.images_per_second),
+                *(format_milliseconds(throughput.seconds), throughput.images_per_core_second, throughput.start_seconds),
             ]
-            for row in results
+            for throughput in found
         ],
     )
-    file_bytes = [Path(record.path).stat().st_size for record in dataset.images]
+    file_bytes = [len(record.path.read_bytes()) for record in dataset.images]
     return finish_report(report, args, mean_file_bytes=sum(file_bytes) / len(file_bytes), results=results)
 
 

@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> Report:
     features = shape(args.batch, layout.height, layout.width, args.channels)
     affine = shape(args.channels, dtype=jnp.float32)
     layers = [(shape(3, 3, args.channels, args.channels), affine, affine)] * LAYERS
-    options_of_package = DEFAULT_OPTIONS.get(next(iter(sharding.device_set)).platform, {})
+    device: jax.Device = next(iter(sharding.device_set))
+    options_of_package = DEFAULT_OPTIONS.get(device.platform, {})
     rows = []
     for way, norm, options in (
         ("norm_relu, options of tood_jax", norm_relu, options_of_package),
@@ -96,7 +97,13 @@ def norm_relu_by_level(maps: LevelMaps, scale: jax.Array, bias: jax.Array, group
     """Compute what norm_relu computes, by flax's GroupNorm on each level and automatic differentiation."""
     norm = nn.GroupNorm(groups, epsilon=EPSILON, dtype=maps.data.dtype, use_fast_variance=False)
     variables = {"params": {"scale": scale, "bias": bias}}
-    return LevelMaps.join([nn.relu(norm.apply(variables, level)) for level in maps.levels()])
+
+    def norm_and_relu(level: jax.Array) -> jax.Array:
+        normed = norm.apply(variables, level)
+        assert isinstance(normed, jax.Array)  # a tuple only with mutable variables
+        return nn.relu(normed)
+
+    return LevelMaps.join([norm_and_relu(level) for level in maps.levels()])
 
 
 if __name__ == "__main__":

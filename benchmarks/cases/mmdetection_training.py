@@ -51,14 +51,14 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     total = args.epochs * (len(tree["images"]) // BATCH)
     low, high = args.short_side
     resize = [(args.long_side, side) for side in range(low, high + 1, 4)]
-    train_pipeline = [
+    train_pipeline: list[dict[str, Any]] = [
         {"type": "LoadImageFromFile"},
         {"type": "LoadAnnotations", "with_bbox": True},
         {"type": "RandomChoiceResize", "scales": resize, "keep_ratio": True, "resize_type": "Resize"},
         {"type": "RandomFlip", "prob": [0.25] * 3, "direction": ["horizontal", "vertical", "diagonal"]},
         {"type": "PackDetInputs"},
     ]
-    val_pipeline = [
+    val_pipeline: list[dict[str, Any]] = [
         {"type": "LoadImageFromFile"},
         {"type": "Resize", "scale": (args.long_side, (low + high) // 2), "keep_ratio": True},
         {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
@@ -190,7 +190,9 @@ class LogTargets(Hook):
     """Print losses and targets of the head, and end the program after a number of steps."""
 
     def __init__(self, steps: int):
-        self.steps, self.rows, self.raw = steps, [], []
+        self.steps = steps
+        self.rows: list[dict[str, float]] = []  # losses of each step since the last line
+        self.raw: list[torch.Tensor] = []  # box outputs of a step, one for each level
         self.positives: list[int] = []
         self.target_sum = 0.0
 

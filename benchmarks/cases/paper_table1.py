@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from benchmarks.harness.multiply_adds import equations, linear_operations
+from benchmarks.harness.multiply_adds import array_of, equations, linear_operations
 from benchmarks.harness.options import RESULTS, ROOT, Options, read_options
 from benchmarks.harness.report import Report, begin_report, finish_report
 from benchmarks.harness.tables import print_table
@@ -103,9 +103,9 @@ def count(config: Config, num_classes: int, height: int, width: int) -> Counts:
     traced = jax.make_jaxpr(model.apply)(variables, image)
     for equation, _, times in equations(traced.jaxpr):
         if equation.params.get("name") == "relu":
-            besides["relus"] += times * equation.outvars[0].aval.size
+            besides["relus"] += times * array_of(equation.outvars[0]).size
         elif equation.primitive.name == "reduce_window_max":
-            besides["pools"] += times * equation.invars[0].aval.size
+            besides["pools"] += times * array_of(equation.invars[0]).size
 
     params = variables["params"]
     sizes = {path: leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

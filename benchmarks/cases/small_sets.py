@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.harness.options import Options, read_options
-from benchmarks.harness.report import Report, begin_report, finish_report
+from benchmarks.harness.report import Report, Row, begin_report, finish_report
 from benchmarks.harness.tables import print_table
 from benchmarks.harness.training_runs import (
     METRICS,
@@ -49,6 +49,20 @@ class DataSet(NamedTuple):
     about: str
     shapes: ShapesConfig | None = None  # of a generated set; None for a folder of --shared
     options: tuple[str, ...] = ()
+
+
+class SetResult(NamedTuple):
+    """The runs of one set, and their summary."""
+
+    dataset: DataSet
+    seeds: dict[str, dict[str, float]]  # result of `train_one` by seed
+    collapsed: float  # number of runs
+    metrics: dict[str, tuple[float, float]]  # mean and standard deviation, %
+
+    def row(self) -> Row:
+        """Return the entry of the report."""
+        about = {"set": self.dataset.name, "about": self.dataset.about}
+        return {**about, "seeds": self.seeds, "collapsed": self.collapsed, **self.metrics}
 
 
 def _generated(name: str, about: str, **fields: Any) -> DataSet:
@@ -109,13 +123,12 @@ def main(argv: Sequence[str] | None = None) -> Report:
     with ThreadPoolExecutor(args.jobs) as pool:
         found = dict(zip(work, pool.map(lambda w: train_one(w[0], folders[w[0].name], w[1], args), work), strict=True))
     results = [
-        {
-            "set": dataset.name,
-            "about": dataset.about,
-            "seeds": {str(seed): found[dataset, seed] for seed in args.seeds},
-            "collapsed": sum(found[dataset, seed]["collapsed"] for seed in args.seeds),
-            **{name: mean_and_deviation([found[dataset, seed][name] for seed in args.seeds]) for name in METRICS},
-        }
+        SetResult(
+            dataset,
+            {str(seed): found[dataset, seed] for seed in args.seeds},
+            sum(found[dataset, seed]["collapsed"] for seed in args.seeds),
+            {name: mean_and_deviation([found[dataset, seed][name] for seed in args.seeds]) for name in METRICS},
+        )
         for dataset in sets
     ]
     print_table(
@@ -123,15 +136,15 @@ def main(argv: Sequence[str] | None = None) -> Report:
         ["set", *METRICS, "rescued", "collapsed"],
         [
             [
-                r["set"],
-                *(f"{r[name][0]:.1f} ± {r[name][1]:.1f}" for name in METRICS),
-                f"{max(run['rescued'] for run in r['seeds'].values()):.1%}",
-                f"{r['collapsed']:.0f} of {len(args.seeds)}",
+                result.dataset.name,
+                *(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in result.metrics.values()),
+                f"{max(run['rescued'] for run in result.seeds.values()):.1%}",
+                f"{result.collapsed:.0f} of {len(args.seeds)}",
             ]
-            for r in results
+            for result in results
         ],
     )
-    return finish_report(report, args, results=results)
+    return finish_report(report, args, results=[result.row() for result in results])
 
 
 def make_set(dataset: DataSet, shared: Path, made: Path) -> Path:

@@ -12,11 +12,11 @@ the sum is more than the step takes.
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,15 @@ class Args(InputOptions):
     """Profile PyTorch's step too, by its own profiler."""
 
 
+class StageTime(NamedTuple):
+    """Seconds of one stage in a step."""
+
+    stage: str
+    products: float
+    others: float
+    floor: float | None  # the least time, of products and all else; None where it is not counted
+
+
 class Event(NamedTuple):
     """An operation that ran on one thread or stream."""
 
@@ -83,12 +92,12 @@ def main(argv: Sequence[str] | None = None) -> Report:
     products, others = seconds_by_stage(events, read_program(program_text(program)))
     least = least_seconds_by_stage(config, args, flops, bandwidth)
     rows = [
-        {"stage": name, "products": products[name] / args.repeats, "others": others[name] / args.repeats}
-        | {"floor": least.get(name)}
+        StageTime(name, products[name] / args.repeats, others[name] / args.repeats, least.get(name))
         for name, _ in PROGRAM_STAGES
     ]
     torch_seconds = plain_torch.profile_training(inputs, args.repeats) if plain_torch else None
-    rows.append({"stage": "all"} | {key: sum(row[key] or 0 for row in rows) for key in ("products", "others", "floor")})
+    all_products, all_others = sum(row.products for row in rows), sum(row.others for row in rows)
+    rows.append(StageTime("all", all_products, all_others, sum(row.floor or 0 for row in rows)))
     print_table(
         f"{config.name}, {args.batch} × {args.height} × {args.width}, {config.train.precision}, a step",
         ["stage", "products, ms", "all else, ms", "least, ms", "time / least"],
@@ -101,12 +110,13 @@ def main(argv: Sequence[str] | None = None) -> Report:
     if torch_seconds:
         print(f"PyTorch: products {1e3 * torch_seconds[0]:.0f} ms, all else {1e3 * torch_seconds[1]:.0f} ms.")
     machine = {"flops_per_second": flops, "bytes_per_second": bandwidth}
-    return finish_report(report, args, seconds_per_step=elapsed, rates=machine, torch=torch_seconds, results=rows)
+    results = [row._asdict() for row in rows]
+    return finish_report(report, args, seconds_per_step=elapsed, rates=machine, torch=torch_seconds, results=results)
 
 
-def _line(row: dict[str, Any]) -> list[Any]:
-    spent, least = row["products"] + row["others"], row["floor"]
-    return [row["stage"], 1e3 * row["products"], 1e3 * row["others"], least and 1e3 * least, least and spent / least]
+def _line(row: StageTime) -> list[str | float | None]:
+    spent, least = row.products + row.others, row.floor
+    return [row.stage, 1e3 * row.products, 1e3 * row.others, least and 1e3 * least, least and spent / least]
 
 
 def measure_rates(dtype: str, repeats: int) -> tuple[float, float]:
@@ -148,7 +158,9 @@ def profile(run: Run, repeats: int) -> tuple[float, list[list[Event]]]:
         ]
 
 
-def seconds_by_stage(lines: list[list[Event]], program: Program) -> tuple[Counter[str], Counter[str]]:
+def seconds_by_stage(
+    lines: list[list[Event]], program: Program
+) -> tuple[defaultdict[str, float], defaultdict[str, float]]:
     """Return the seconds of each stage in products, and in all else.
 
     Loops and branches get the time that none of the operations inside them took.
@@ -158,8 +170,8 @@ def seconds_by_stage(lines: list[list[Event]], program: Program) -> tuple[Counte
         for instructions in program.computations.values()
         for instruction in instructions
     }
-    products: Counter[str] = Counter()
-    others: Counter[str] = Counter()
+    products: defaultdict[str, float] = defaultdict(float)
+    others: defaultdict[str, float] = defaultdict(float)
     for line in lines:
         for name, nanoseconds in own_times(line):
             stage, product = stages.get(name, (UNKNOWN_ORIGIN, False))
@@ -192,10 +204,10 @@ def is_product(instruction: Instruction, program: Program) -> bool:
     return not kinds.isdisjoint(PRODUCT_KINDS) or instruction.origin.endswith(PRODUCT_ORIGINS)
 
 
-def least_seconds_by_stage(config: Config, args: Args, flops: float, bandwidth: float) -> Counter[str]:
+def least_seconds_by_stage(config: Config, args: Args, flops: float, bandwidth: float) -> dict[str, float]:
     """Return the least seconds of each stage in one step at these rates."""
     sizes = StepSizes(args.batch, args.height, args.width, args.classes)
-    network, total = trace_network(config, sizes), Counter[str]()
+    network, total = trace_network(config, sizes), defaultdict[str, float](float)
     itemsize = jnp.dtype(config.train.precision).itemsize
     for stage, work in network_work(network, sizes, training=True, itemsize=itemsize):
         total[stage] += work.seconds(flops, bandwidth)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
-from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+from jax.core import ShapedArray
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, jaxprs_in_params
 
 
 class LinearOperation(NamedTuple):
@@ -19,18 +20,24 @@ class LinearOperation(NamedTuple):
 def linear_operations(jaxpr: Jaxpr) -> Iterator[LinearOperation]:
     """Yield each convolution and matrix product of a traced function, in order, as often as it runs."""
     for equation, module, times in equations(jaxpr):
-        params, inputs = equation.params, [variable.aval for variable in equation.invars]
+        params, inputs = equation.params, equation.invars
         if equation.primitive.name == "conv_general_dilated":
-            kernel, out_axis = inputs[1].shape, params["dimension_numbers"].rhs_spec[0]
+            kernel, out_axis = array_of(inputs[1]).shape, params["dimension_numbers"].rhs_spec[0]
             per_output = prod(kernel) // kernel[out_axis]  # input channels of a group × taps
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
-            per_output = prod(inputs[0].shape[axis] for axis in contracted)
+            per_output = prod(array_of(inputs[0]).shape[axis] for axis in contracted)
         else:
             continue
-        output = equation.outvars[0].aval.size
+        output = array_of(equation.outvars[0]).size
         for _ in range(times):
-            yield LinearOperation(module, per_output * output, inputs[0].size, output)
+            yield LinearOperation(module, per_output * output, array_of(inputs[0]).size, output)
+
+
+def array_of(variable: Var | Literal) -> ShapedArray:
+    """Return the shape and type of a variable that holds an array."""
+    assert isinstance(variable.aval, ShapedArray)
+    return variable.aval
 
 
 def equations(jaxpr: Jaxpr, module: str = "", times: int = 1) -> Iterator[tuple[JaxprEqn, str, int]]:

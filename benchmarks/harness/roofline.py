@@ -15,7 +15,6 @@ Nothing is compiled or computed. All rules are lower bounds:
   follow one another.
 """
 
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -142,7 +141,7 @@ def network_work(
         any_trained = any_trained or trained > 0
         backward = training and any_trained
         total = Work(0, itemsize * parameters * (1 + backward))
-        for previous, operation in itertools.pairwise([None, *network.operations]):
+        for previous, operation in zip([None, *network.operations], network.operations, strict=False):
             if stage_of(operation.module) != stage:
                 continue
             shortcut = operation.output if re.search(ADDS_SHORTCUT, operation.module) else 0

@@ -1,5 +1,6 @@
 """The plain PyTorch TOOD of tools/compare_torch/torch_reference as a peer, eager or compiled. Imports torch."""
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -53,7 +54,7 @@ class PlainTorchPeer:
                 NMS: lambda: _nms(inputs),
                 **step_part_runs(inputs),
             }
-        return {name: lambda prepare=prepare: Workload(synchronized(prepare())) for name, prepare in runs.items()}
+        return {name: functools.partial(_workload, prepare) for name, prepare in runs.items()}
 
     def peak_device_bytes(self, workload: Workload) -> int | None:
         return peak_device_bytes()
@@ -62,7 +63,9 @@ class PlainTorchPeer:
         network = ReferenceNetwork(inputs.config, inputs.classes)
         side = load_network(self.name, network, inputs)
         if self._is_compiled:
-            network.module = torch.compile(network.module)  # type: ignore[assignment]
+            compiled = torch.compile(network.module)
+            assert isinstance(compiled, torch.nn.Module)
+            network.module = compiled
         return side
 
     def _deformable(self, inputs: PeerInputs, *, gradient: bool) -> Run:
@@ -142,6 +145,10 @@ def profile_training(inputs: PeerInputs, repeats: int) -> tuple[float, float]:
         elif row.key.startswith("aten::") or not on_gpu:  # kernels of a GPU count with the operation that starts them
             others += spent
     return products, others
+
+
+def _workload(prepare: Callable[[], Run]) -> Workload:
+    return Workload(synchronized(prepare()))
 
 
 def _nms(inputs: PeerInputs) -> Run:

@@ -31,11 +31,13 @@ def step_part_runs(inputs: PeerInputs) -> dict[str, Callable[[], Run]]:
 def _norms(inputs: PeerInputs) -> Run:
     norms = norm_inputs(inputs)
 
-    def tensors(norm: NormInputs) -> tuple[Tensor, ...]:
+    def tensors(norm: NormInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Return the map, scale and bias."""
         channels = norm.values.shape[-1]
         found = to_nchw(norm.values), torch.ones(channels), torch.zeros(channels)
-        return tuple(x.requires_grad_(norm.is_trained) for x in found)
+        for x in found:
+            x.requires_grad_(norm.is_trained)
+        return found
 
     arguments = [tensors(norm) for norm in norms]
     cotangents = [to_nchw(norm.cotangent) for norm in norms if norm.is_trained]
@@ -87,11 +89,12 @@ def _optimizer(inputs: PeerInputs) -> Run:
     options, module = inputs.config.optimizer, ReferenceNetwork(inputs.config, inputs.classes).module
     trained = [value for value in module.parameters() if value.requires_grad]
     sgd = torch.optim.SGD(trained, lr=1e-12, momentum=options.momentum, weight_decay=options.weight_decay)
-    for value in trained:
-        value.grad = 0.01 * value.detach()
+    gradients = [0.01 * value.detach() for value in trained]
+    for value, gradient in zip(trained, gradients, strict=True):
+        value.grad = gradient
 
     def run() -> None:
-        if torch.nn.utils.get_total_norm([value.grad for value in trained]).isfinite():
+        if torch.nn.utils.get_total_norm(gradients).isfinite():
             sgd.step()
 
     return run

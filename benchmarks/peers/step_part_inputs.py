@@ -47,8 +47,8 @@ def norm_inputs(inputs: PeerInputs) -> list[NormInputs]:
         return isinstance(module, Norm | GroupNormReLU)
 
     def captured(variables, images):
-        calls = {"capture_intermediates": is_norm, "mutable": ["intermediates"]}
-        intermediates = model.apply(variables, images, **calls)[1]["intermediates"]
+        _, collections = model.apply(variables, images, capture_intermediates=is_norm, mutable=["intermediates"])
+        intermediates = collections["intermediates"]
         return jax.tree.map(lambda x: getattr(x, "data", x), intermediates, is_leaf=lambda x: isinstance(x, LevelMaps))
 
     images = jax.ShapeDtypeStruct(inputs.batch.images.shape, np.float32)

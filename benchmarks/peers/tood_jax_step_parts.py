@@ -104,7 +104,7 @@ def _optimizer(inputs: PeerInputs) -> Workload:
         return updated_state(state, gradients, {}, finite, 1e-12, optimizer, ema_decay=None)
 
     gradients = jax.device_put(jax.tree.map(lambda x: 0.01 * x, params))
-    state = jax.device_put(TrainState(np.int32(0), params, {}, optimizer.init(params), {}))
+    state = jax.device_put(TrainState(jnp.int32(0), params, {}, optimizer.init(params), {}))
     program = compile_program(jax.jit(update, donate_argnums=0), state, gradients)
 
     def run() -> Any:

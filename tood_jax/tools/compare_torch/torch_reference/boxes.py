@@ -4,6 +4,7 @@ The N locations of all levels are in one row, P3 first, row by row; location (i,
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ class Locations(NamedTuple):
     level_sizes: tuple[int, ...]  # number of locations per level
 
 
-def locations_of(shapes: list[tuple[int, int]], like: Tensor) -> Locations:
+def locations_of(shapes: Sequence[tuple[int, int]], like: Tensor) -> Locations:
     """Return the locations of levels with these (height, width), in the dtype of `like`."""
     points, strides = [], []
     for (height, width), stride in zip(shapes, STRIDES, strict=True):
