@@ -1,7 +1,7 @@
 # `make demo` and `make test` work on a fresh machine; everything runs in .venv, which they make themselves.
 PY := .venv/bin/python
-# A file's tests share fixtures and stay in one process.
-PYTEST := $(PY) $(if $(COVERAGE),-m coverage run) -m pytest -n logical --maxprocesses 4 --dist loadfile $(OPTIONS)
+# A file's tests share fixtures and stay in one process; tests/conftest.py has the order of the files.
+PYTEST := $(PY) $(if $(COVERAGE),-m coverage run) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(OPTIONS)
 DEMO_DATA := build/demo_data
 export JAX_PLATFORMS ?= cpu
 
@@ -27,13 +27,13 @@ test: env  ## the tests (under 15 minutes on two cores)
 	@$(PYTEST) -m "not slow and not torch"
 
 test-slow: env  ## the long checks
-	@$(PYTEST) --no-loadscope-reorder -m "slow and not torch"
+	@$(PYTEST) -m "slow and not torch"
 
 test-torch: torch  ## the checks that need PyTorch
 	@$(PYTEST) -m torch
 
 test-long: torch  ## both
-	@$(PYTEST) --no-loadscope-reorder -m "slow or torch"
+	@$(PYTEST) -m "slow or torch"
 
 torch: env  ## PyTorch's CPU build into .venv, once
 	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install --quiet --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0

@@ -3,6 +3,7 @@
 JAX_PLATFORMS=cuda (or tpu) in the environment runs the tests there.
 """
 
+import gc
 import math
 import os
 import sys
@@ -69,13 +70,39 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--minutes", type=float, default=math.inf, help=late)
 
 
-LONGEST = ("test_soak", "test_many_processes", "test_elastic", "test_sharding", "test_goldens")
+LONGEST = (
+    "test_many_processes",
+    "test_long_runs",
+    "test_elastic",
+    "test_goldens",
+    "test_golden_rivals",
+    "test_resume",
+    "test_convert",
+    "test_programs",
+    "test_sharding",
+    "test_collapse",
+    "test_train_step",
+    "test_compile_for",
+    "test_load",
+    "test_rivals",
+    "test_deform_conv",
+    "test_level_maps",
+    "test_untrusted_checkpoints",
+    "test_against_goldens",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files of the longest checks first, so that at the end no process waits for one of them."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage less often, and not among the imported modules: tracing makes millions of objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from tood_jax.checkpoint.store import open_checkpoint
 from tood_jax.cli import convert, evaluate, predict, train
 from tood_jax.config import DetectConfig, save_config
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
+from tood_jax.training import loop
 from tood_jax.weights.files import read_weights, write_weights
 
 CLASSES = ("disc", "box", "triangle", "star")
@@ -199,10 +202,20 @@ def test_a_resumed_run_ignores_init_from(files, continued):
     assert "--init_from is not used: this run goes on from its own checkpoint." in log
 
 
-def test_without_weights_frozen_layers_are_noted(files, tmp_path):
-    assert "freezes layers that start from random weights: load a backbone with --init_from" in begin(
-        files, tmp_path / "run"
-    )
+def test_without_weights_frozen_layers_are_noted(files, tmp_path, monkeypatch):
+    """With the plan of the run, before the first step is compiled."""
+    genuine = loop.log_plan
+
+    def stop_after(*arguments, **options):
+        genuine(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "log_plan", stop_after)
+    with pytest.raises(SystemExit) as end:
+        begin(files, tmp_path / "run")
+    assert end.value.code == 75
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "freezes layers that start from random weights: load a backbone with --init_from" in log
 
 
 def test_a_wrong_file_ends_the_run_before_it_begins(files, tmp_path, capsys):

@@ -80,9 +80,9 @@ def test_a_cell_by_hand():
 
 @PHASES
 def test_a_batch_without_objects(aligned):
-    batch = random_batch(2)
+    batch = random_batch(3)
     empty = batch._replace(gt_mask=np.zeros_like(batch.gt_mask))
-    losses, gradients = learn(predictions(2), empty, aligned)
+    losses, gradients = learn(predictions(3), empty, aligned)
     assert not losses.box.any()
     assert not gradients.boxes.any()
     assert (gradients.scores > 0).all()  # every score is background
@@ -90,7 +90,7 @@ def test_a_batch_without_objects(aligned):
     none = empty._replace(
         gt_boxes=empty.gt_boxes[:, :0], gt_labels=empty.gt_labels[:, :0], gt_mask=empty.gt_mask[:, :0]
     )
-    jax.tree.map(np.testing.assert_array_equal, learn(predictions(2), none, aligned), (losses, gradients))
+    jax.tree.map(np.testing.assert_array_equal, learn(predictions(3), none, aligned), (losses, gradients))
 
 
 @PHASES
@@ -126,8 +126,8 @@ def test_images_are_assigned_independently(aligned):
 
 @PHASES
 def test_cells_beyond_the_image_count_for_nothing(aligned):
-    batch, pred = random_batch(2), predictions(2)
-    batch = batch._replace(sizes=np.array([[64, 64], [30, 64]], np.int32))  # 30 rows are padded to 32
+    batch, pred = random_batch(3), predictions(3)
+    batch = batch._replace(sizes=np.array([[64, 64], [30, 64], [64, 64]], np.int32))  # 30 rows are padded to 32
     losses, gradients = learn(pred, batch, aligned)
     beyond = CELLS.points[:, 1] >= 32
     assert beyond.any()
@@ -137,24 +137,25 @@ def test_cells_beyond_the_image_count_for_nothing(aligned):
     assert_all_finite(losses)
 
 
+@jax.jit
+def learn_from_logits(logits, alignment, boxes, batch, aligned):
+    """The total loss and its gradients to logits, alignment and boxes."""
+
+    def total(logits, alignment, boxes):
+        pred = Predictions(sigmoid_geometric_mean(logits, alignment), boxes)
+        return detection_losses(pred, batch, aligned, Config()).total
+
+    return jax.value_and_grad(total, (0, 1, 2))(logits, alignment, boxes)
+
+
 @PHASES
 def test_extreme_logits_stay_finite(aligned):
     """Logits of ±50, whose scores are 0 and 1 in float32, and boxes of no and of enormous size."""
-    batch = jax.tree.map(jnp.asarray, random_batch(2))
     rng = np.random.default_rng(0)
-    logits = jnp.asarray(rng.choice([-50.0, 50.0], (2, N, C)), jnp.float32)
-    alignment = jnp.asarray(rng.choice([-50.0, 50.0], (2, N, 1)), jnp.float32)
-    boxes = jnp.asarray(predictions(2).boxes) * jnp.asarray(rng.choice([0.0, 1.0, 1e4], (2, N, 1)), jnp.float32)
-
-    @jax.jit
-    def gradient(logits, alignment, boxes):
-        def total(logits, alignment, boxes):
-            pred = Predictions(sigmoid_geometric_mean(logits, alignment), boxes)
-            return detection_losses(pred, batch, aligned, Config()).total
-
-        return jax.value_and_grad(total, (0, 1, 2))(logits, alignment, boxes)
-
-    assert_all_finite(gradient(logits, alignment, boxes))
+    logits = rng.choice(np.float32([-50, 50]), (3, N, C))
+    alignment = rng.choice(np.float32([-50, 50]), (3, N, 1))
+    boxes = np.asarray(predictions(3).boxes) * rng.choice(np.float32([0, 1, 1e4]), (3, N, 1))
+    assert_all_finite(learn_from_logits(logits, alignment, boxes, random_batch(3), aligned))
 
 
 @functools.cache
@@ -243,7 +244,8 @@ def test_canvas_pyramid_reads_height_before_width():
 def test_detections_come_from_valid_cells_in_original_pixels():
     batch, pred = random_batch(2), predictions(2)
     batch = batch._replace(sizes=np.array([[64, 64], [30, 64]], np.int32), scales=np.full((2, 2), 0.5, np.float32))
-    found = detections(pred, jax.tree.map(jnp.asarray, batch), Config(detect=DetectConfig(max_detections=20)))
+    config = Config(detect=DetectConfig(max_detections=20))
+    found = jax.jit(lambda pred, batch: detections(pred, batch, config))(pred, batch)
     assert (found.scores > 0).all()
     boxes = np.asarray(pred.boxes * CELLS.strides[:, None]) * 2
     for i in range(2):

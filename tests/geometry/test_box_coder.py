@@ -1,5 +1,7 @@
 """Box codings: anchors by hand, decoding and encoding as inverses, the ends of their ranges."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,14 +50,28 @@ CODINGS = [
 ]
 
 
+@functools.cache
+def there_and_back(coding):
+    points, anchors = grid(coding)
+
+    @jax.jit
+    def run(raw):
+        boxes = coding.decode(raw).reshape(2, HEIGHT, WIDTH, -1, 4)
+        return coding.encode(boxes, jnp.asarray(points[:, :, None]), jnp.asarray(anchors)).reshape(raw.shape)
+
+    return run
+
+
 @pytest.mark.parametrize("coding", CODINGS, ids=lambda coding: f"{coding.kind}_{coding.per_location}")
 @given(seed=st.integers(0, 1000))
 def test_encoding_is_the_inverse_of_decoding(coding, seed):
     raw = np.random.default_rng(seed).uniform(0.1, 2, (2, HEIGHT, WIDTH, 4 * coding.per_location)).astype(np.float32)
-    points, anchors = grid(coding)
-    boxes = coding.decode(jnp.asarray(raw)).reshape(2, HEIGHT, WIDTH, -1, 4)
-    back = coding.encode(boxes, jnp.asarray(points[:, :, None]), jnp.asarray(anchors))
-    np.testing.assert_allclose(back.reshape(raw.shape), raw, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(there_and_back(coding)(raw), raw, rtol=2e-4, atol=2e-4)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decode_both_ways(coding, raw, scale):
+    return coding.decode(raw, scale), coding.decode(coding.at_scale_one(raw, jnp.asarray(scale)))
 
 
 @pytest.mark.parametrize(
@@ -65,15 +81,16 @@ def test_encoding_is_the_inverse_of_decoding(coding, seed):
 def test_raw_numbers_at_scale_one_decode_to_the_boxes_of_a_learnt_scale(coding, scale):
     shape = (2, HEIGHT, WIDTH, coding.num_logits * coding.per_location)
     raw = jnp.asarray(np.random.default_rng(0).uniform(0.1, 2, shape), jnp.float32)
-    boxes, back = coding.decode(raw, scale), coding.decode(coding.at_scale_one(raw, jnp.asarray(scale)))
+    boxes, back = decode_both_ways(coding, raw, scale)
     np.testing.assert_allclose(back, boxes, rtol=1e-5, atol=1e-5)
 
 
 def test_raw_numbers_of_a_scale_that_vanished_stay_finite():
     """A loss on them moves the raw numbers alone, whatever became of the scale."""
     coding = BoxCoder("exp_distances")
+    gradients = jax.jit(jax.grad(lambda raw, s: coding.at_scale_one(raw, s).sum(), (0, 1)))
     for scale in (-1.0, 0.0, 1e-30):
-        to_raw, to_scale = jax.grad(lambda raw, s: coding.at_scale_one(raw, s).sum(), (0, 1))(jnp.zeros(4), scale)
+        to_raw, to_scale = gradients(jnp.zeros(4), scale)
         assert np.isfinite(coding.at_scale_one(jnp.zeros(4), scale)).all()
         assert (to_raw == 1).all()
         assert to_scale == 0
@@ -104,11 +121,13 @@ def test_encoded_distances_stay_in_range(kind):
 def test_gradients_are_finite_and_the_level_scale_learns(kind):
     coding = BoxCoder(kind)
     raw = jax.random.normal(jax.random.key(0), (1, 2, 2, coding.num_logits)) * 5
-    gradients = jax.grad(lambda raw, scale: (coding.decode(raw, scale) ** 2).sum(), argnums=(0, 1))(raw, 0.5)
+    learn = jax.jit(jax.grad(lambda raw, scale: (coding.decode(raw, scale) ** 2).sum(), argnums=(0, 1)))
+    gradients = learn(raw, 0.5)
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in gradients)
 
 
 def test_a_distance_of_zero_can_still_learn():
     """As in the published FCOS, whose clamp has slope 1 at 0."""
-    slope = jax.grad(lambda raw: BoxCoder("relu_distances").decode(raw).sum())(jnp.zeros((1, 1, 1, 4)))
+    learn = jax.jit(jax.grad(lambda raw: BoxCoder("relu_distances").decode(raw).sum()))
+    slope = learn(jnp.zeros((1, 1, 1, 4)))
     np.testing.assert_array_equal(np.abs(slope), 1)

@@ -1,5 +1,7 @@
 """The backbone scanned, rematerialised, with folded norms: the same numbers and gradients of the same parameters."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,15 +29,19 @@ def filled(shapes):
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-VARIABLES = filled(jax.eval_shape(ResNet(**OPTIONS).init, jax.random.key(0), IMAGES))
+@functools.cache
+def variables_of_resnet():
+    return filled(jax.eval_shape(ResNet(**OPTIONS).init, jax.random.key(0), IMAGES))
 
 
 def maps_and_gradients(**options):
+    variables = variables_of_resnet()
+
     def loss(params):
-        maps = ResNet(**OPTIONS, **options).apply({**VARIABLES, "params": params}, IMAGES, True)
+        maps = ResNet(**OPTIONS, **options).apply({**variables, "params": params}, IMAGES, True)
         return sum((x * jnp.cos(jnp.arange(x.size).reshape(x.shape))).sum() for x in maps), maps
 
-    return jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(VARIABLES["params"]))
+    return jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(variables["params"]))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,7 @@ def test_equals_the_plain_backbone(plain, options):
 
 def test_a_scan_is_one_loop_a_stage():
     """Three blocks that equal each other in stage 2, five in stage 3, two each in stages 1 and 4."""
-    program = str(jax.make_jaxpr(ResNet(**OPTIONS, scan=True).apply)(VARIABLES, IMAGES))
+    program = str(jax.make_jaxpr(ResNet(**OPTIONS, scan=True).apply)(variables_of_resnet(), IMAGES))
     assert [f"length={length}" in program for length in (2, 3, 5)] == [True] * 3
 
 

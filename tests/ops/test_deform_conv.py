@@ -1,5 +1,6 @@
 """Deformable convolution: the golden numbers in every formulation, plain convolution as a special case, extremes."""
 
+import functools
 import re
 from collections import Counter
 
@@ -61,19 +62,25 @@ def test_outputs_and_gradients_equal_golden(name, formulation):
         np.testing.assert_allclose(ours, case[key], atol=2e-5 * np.abs(case[key]).max(), err_msg=key)
 
 
-@settings(max_examples=15)
-@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 2]), st.sampled_from([1, 2]), st.integers(0, 99))
-def test_without_offsets_it_is_a_convolution(height, width, stride, groups, seed):
-    rng = np.random.default_rng(seed)
-    x = jnp.asarray(rng.standard_normal((2, height, width, 4)), jnp.float32)
-    kernel = jnp.asarray(rng.standard_normal((3, 3, 4 // groups, 6)), jnp.float32)
-    h, w = -(-height // stride), -(-width // stride)
+@functools.partial(jax.jit, static_argnames=("stride", "groups"))
+def without_offsets(x, kernel, stride, groups):
+    """A deformable convolution without offsets, and the plain one."""
+    h, w = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
+    still, whole = jnp.zeros((2, h, w, 2, TAPS, 2)), jnp.ones((2, h, w, 2, TAPS))
     plain = lax.conv_general_dilated(
         x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )  # fmt: skip
-    still, whole = jnp.zeros((2, h, w, 2, TAPS, 2)), jnp.ones((2, h, w, 2, TAPS))
-    ours = deform_conv2d(x, still, whole, kernel, stride=stride, groups=groups)
+    return deform_conv2d(x, still, whole, kernel, stride=stride, groups=groups), plain
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 2]), st.sampled_from([1, 2]), st.integers(0, 99))
+def test_without_offsets_it_is_a_convolution(height, width, stride, groups, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((2, height, width, 4), np.float32)
+    kernel = rng.standard_normal((3, 3, 4 // groups, 6), np.float32)
+    ours, plain = without_offsets(x, kernel, stride=stride, groups=groups)
     np.testing.assert_allclose(ours, plain, atol=1e-5)
 
 
@@ -109,17 +116,16 @@ def test_bfloat16_samples_at_float32_places():
 
 
 def by_loops(x, offsets, mask, kernel, stride):
-    """Equation 1 with loops, in float64."""
+    """Equation 1 with loops over places, groups and taps, in float64."""
     x, offsets, mask, kernel = (np.asarray(a, np.float64) for a in (x, offsets, mask, kernel))
     out = np.zeros((*offsets.shape[:3], kernel.shape[-1]))
     per_group = x.shape[-1] // offsets.shape[3]
     for b, i, j, g, tap in np.ndindex(*mask.shape):
         y, z = offsets[b, i, j, g, tap] + (i * stride - 1 + tap // 3, j * stride - 1 + tap % 3)
         channels = slice(g * per_group, (g + 1) * per_group)
-        for row in range(x.shape[1]):
-            for column in range(x.shape[2]):
-                weight = max(0, 1 - abs(y - row)) * max(0, 1 - abs(z - column)) * mask[b, i, j, g, tap]
-                out[b, i, j] += weight * x[b, row, column, channels] @ kernel[tap // 3, tap % 3, channels]
+        rows, columns = (np.maximum(0, 1 - np.abs(at - np.arange(n))) for at, n in ((y, x.shape[1]), (z, x.shape[2])))
+        sampled = np.einsum("h,w,hwc->c", rows, columns, x[b, :, :, channels])
+        out[b, i, j] += mask[b, i, j, g, tap] * sampled @ kernel[tap // 3, tap % 3, channels]
     return out
 
 
@@ -132,8 +138,13 @@ def random_arguments(seed, stride=1, reach=1.5, batch=2, height=4, width=5, grou
         (batch, h, w, groups, TAPS),
         (3, 3, channels, 3),
     )
-    x, offsets, mask, kernel = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
-    return x, offsets * reach, jax.nn.sigmoid(mask), kernel
+    x, offsets, mask, kernel = (rng.standard_normal(shape) for shape in shapes)
+    return tuple(jnp.asarray(a, jnp.float32) for a in (x, offsets * reach, 1 / (1 + np.exp(-mask)), kernel))
+
+
+@functools.partial(jax.jit, static_argnames="stride")
+def in_all_formulations(arguments, stride):
+    return {name: deform_conv2d(*arguments, stride=stride, formulation=name) for name in FORMULATIONS}
 
 
 @settings(max_examples=10)
@@ -141,8 +152,7 @@ def random_arguments(seed, stride=1, reach=1.5, batch=2, height=4, width=5, grou
 def test_equals_plain_loops(seed, stride, reach):
     arguments = random_arguments(seed, stride, reach)
     expected = by_loops(*arguments, stride)
-    for formulation in FORMULATIONS:
-        ours = deform_conv2d(*arguments, stride=stride, formulation=formulation)
+    for formulation, ours in in_all_formulations(arguments, stride).items():
         np.testing.assert_allclose(ours, expected, atol=2e-5, err_msg=formulation)
 
 
@@ -151,8 +161,9 @@ def test_gradients_equal_differences_in_float64(formulation):
     arguments = random_arguments(3)
     rng = np.random.default_rng(5)
     cotangent = rng.standard_normal((2, 4, 5, 3))
-    _, back = jax.vjp(lambda *a: deform_conv2d(*a, formulation=formulation), *arguments)
-    gradients = back(jnp.asarray(cotangent, jnp.float32))
+    gradients = jax.jit(
+        lambda cotangent: jax.vjp(lambda *a: deform_conv2d(*a, formulation=formulation), *arguments)[1](cotangent)
+    )(jnp.asarray(cotangent, jnp.float32))
     for place, gradient in enumerate(gradients):
         for index in rng.integers(0, gradient.size, 6):
             step = np.zeros(gradient.size)
@@ -187,10 +198,11 @@ def test_columns_of_a_grouped_kernel_equal_gather(deformable_groups, groups):
         def convolve(*arguments):
             return deform_conv2d(*arguments, groups=groups, formulation=formulation)
 
-        out, back = jax.vjp(jax.jit(convolve), x, offsets, mask, kernel)
+        out, back = jax.vjp(convolve, x, offsets, mask, kernel)
         return out, *back(cotangent)
 
-    for ours, expected in zip(run("im2col"), run("per_tap"), strict=True):
+    both = jax.jit(lambda: (run("im2col"), run("per_tap")))()
+    for ours, expected in zip(*both, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=2e-4)
 
 
@@ -231,7 +243,8 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(formulation):
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 def test_offsets_that_are_zero_learn_but_not_from_places_on_the_border(formulation):
     x, offsets, mask, kernel = random_arguments(1, reach=0.0)
-    gradient = jax.grad(lambda offsets: deform_conv2d(x, offsets, mask, kernel, formulation=formulation).sum())(offsets)
+    total = jax.jit(jax.grad(lambda offsets: deform_conv2d(x, offsets, mask, kernel, formulation=formulation).sum()))
+    gradient = total(offsets)
     assert np.asarray(gradient[:, 1:-1, 1:-1]).all()
     assert not np.asarray(gradient[:, 0, :, :, :3]).any()  # looks at row −1 exactly: outside, as published
 

@@ -21,7 +21,7 @@ from tood_jax.ops.t_head.norm_relu import norm_relu
 
 SHAPES = ((6, 7), (3, 4), (2, 2), (1, 1), (1, 1))
 LAYOUT = layout_of(SHAPES)
-OPTIONS = {"num_classes": 3, "channels": 16, "num_convs": 3, "norm_groups": 4}
+OPTIONS = {"num_classes": 3, "channels": 16, "num_convs": 2, "norm_groups": 4}
 RNG = np.random.default_rng(0)
 LEVELS = tuple(jnp.asarray(RNG.standard_normal((2, *shape, 16)), jnp.float32) for shape in SHAPES)
 

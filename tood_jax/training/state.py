@@ -1,6 +1,7 @@
 """What training carries from step to step."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import jax
@@ -33,15 +34,20 @@ class TrainState(NamedTuple):
 def init_variables(model: Detector, seed: int) -> tuple[Tree, Tree]:
     """Random (params, batch_stats) of a model, float32, from the seed alone."""
     # rbg keys compile in seconds where the default generator takes half a minute for a hundred kernels.
-    key = jax.random.key(seed, impl="rbg")
-    variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, 64, 64, 3))))(key)
+    variables = _init_program(model)(jax.random.key(seed, impl="rbg"))
     return variables["params"], variables.get("batch_stats", {})
+
+
+@lru_cache(maxsize=4)  # for several runs in one process: tracing a model takes seconds
+def _init_program(model: Detector) -> Callable[[jax.Array], Tree]:
+    return jax.jit(lambda key: model.init(key, jnp.zeros((1, 64, 64, 3))))
 
 
 def init_state(model: Detector, optimizer: optax.GradientTransformation, *, seed: int, keep_ema: bool) -> TrainState:
     """The state before the first step."""
     params, batch_stats = init_variables(model, seed)
-    return _begin(params, batch_stats, optimizer, keep_ema)
+    # One program, instead of one for each shape of a parameter.
+    return jax.jit(lambda params, stats: _begin(params, stats, optimizer, keep_ema))(params, batch_stats)
 
 
 def _begin(params: Tree, batch_stats: Tree, optimizer: optax.GradientTransformation, keep_ema: bool) -> TrainState:

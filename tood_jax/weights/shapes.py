@@ -1,6 +1,7 @@
 """Shapes of a detector's variables, and which of them depend on the number of classes; taken from the model itself."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,6 +15,11 @@ from tood_jax.weights.mapping import Naming, Shapes, flax_name
 
 def variable_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a model's variables by flax name ("params/backbone/conv1/kernel"); nothing is computed."""
+    return dict(_variable_shapes(model))
+
+
+@lru_cache(maxsize=8)  # tracing a model takes seconds, and a conversion asks several times
+def _variable_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     return {name: tuple(leaf.shape) for name, leaf in named_leaves(variables).items()}
