@@ -166,7 +166,7 @@ def test_atss_has_a_tie_where_it_is_nudged():
 
 
 @pytest.mark.parametrize(
-    "golden", [R50, FCOS, *(pytest.param(name, marks=pytest.mark.slow) for name in (X101, X101_DCN))], indirect=True
+    "golden", [R50, *(pytest.param(name, marks=pytest.mark.slow) for name in (FCOS, X101, X101_DCN))], indirect=True
 )
 def test_a_relu_is_at_zero_where_it_is_nudged(golden):
     for accident in RELU_ACCIDENTS[golden.name]:
