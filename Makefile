@@ -23,7 +23,7 @@ demo: env  ## generate images, train a small TOOD on them, evaluate, draw (6 to 
 clean-demo:  ## forget the demo, so that the next one starts anew
 	rm -rf runs/demo $(DEMO_DATA)
 
-test: env  ## the tests (under 15 minutes on two cores)
+test: env  ## the tests (about 10 minutes on two cores)
 	@$(PYTEST) -m "not slow and not torch"
 
 test-slow: env  ## the long checks

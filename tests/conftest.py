@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 STARTED = time.monotonic()
@@ -68,6 +69,8 @@ def optimized():
 def pytest_addoption(parser: pytest.Parser) -> None:
     late = "fail the tests that would begin later than this: a check that is not run has not passed"
     parser.addoption("--minutes", type=float, default=math.inf, help=late)
+    skip = "skip and list them instead, where a machine is known to be too slow for all"
+    parser.addoption("--skip-late", action="store_true", help=skip)
 
 
 LONGEST = (
@@ -108,7 +111,8 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if time.monotonic() - STARTED > 60 * item.config.getoption("--minutes"):
-        pytest.fail("not run: out of time (--minutes)", pytrace=False)
+        stop = pytest.skip if item.config.getoption("--skip-late") else partial(pytest.fail, pytrace=False)
+        stop("not run: out of time (--minutes)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
