@@ -1,4 +1,4 @@
-"""Draw docs/images/detections.jpg, the picture of the README: photographs of BCCD above images of the demo.
+"""Draw docs/images/detections.jpg, the picture of the README: photographs of BCCD and, with --demo, generated images.
 
     .venv/bin/python scripts/readme_picture.py --bccd runs/bccd --photographs 'DIR/val/*.jpg' --demo runs/demo
 
@@ -44,12 +44,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bccd", default="runs/bccd")
     parser.add_argument("--photographs", required=True, help="glob of the photographs")
-    parser.add_argument("--demo", default="runs/demo")
+    parser.add_argument("--demo", default="", help="run of the demo, for a second row")
     parser.add_argument("--generated", default="build/demo_data/val/*.jpg")
     args = parser.parse_args()
-    photographs = draw_row(tood_jax.load(args.bccd), sorted(glob.glob(args.photographs)), 2, range(7, 12))
-    generated = draw_row(tood_jax.load(args.demo), sorted(glob.glob(args.generated)), 3, range(3, 6))
-    rows = [contact_sheet(images, columns=len(images)) for images in (photographs, generated)]
+    rows = [draw_row(tood_jax.load(args.bccd), sorted(glob.glob(args.photographs)), 2, range(7, 12))]
+    if args.demo:
+        rows.append(draw_row(tood_jax.load(args.demo), sorted(glob.glob(args.generated)), 3, range(3, 6)))
+    rows = [contact_sheet(images, columns=len(images)) for images in rows]
     save_image(OUT, contact_sheet(rows, columns=1))
 
 

@@ -224,7 +224,9 @@ def test_other_folders_are_refused_with_the_reason(prepared, tmp_path, monkeypat
     (folder / "features.json").write_text((prepared / "features.json").read_text())
     expect_error("was prepared as tfrecord, which needs TensorFlow to be read: prepare it with tfds build", folder)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    expect_error(r"needs TensorFlow Datasets \(not TensorFlow\), .*: pip install tensorflow-datasets importlib_res", prepared)
+    expect_error(
+        r"needs TensorFlow Datasets \(not TensorFlow\), .*: pip install tensorflow-datasets importlib_res", prepared
+    )
 
 
 def test_a_data_set_in_a_store(store, prepared, split, with_crowd, tmp_path):
