@@ -50,8 +50,7 @@ def main() -> None:
     rows = [draw_row(tood_jax.load(args.bccd), sorted(glob.glob(args.photographs)), 2, range(7, 12))]
     if args.demo:
         rows.append(draw_row(tood_jax.load(args.demo), sorted(glob.glob(args.generated)), 3, range(3, 6)))
-    rows = [contact_sheet(images, columns=len(images)) for images in rows]
-    save_image(OUT, contact_sheet(rows, columns=1))
+    save_image(OUT, contact_sheet([contact_sheet(row, columns=len(row)) for row in rows], columns=1))
 
 
 if __name__ == "__main__":
