@@ -11,7 +11,7 @@ from tood_jax.checkpoint.reader import check_same_leaves, named_leaves
 from tood_jax.checkpoint.store import Checkpoint, CheckpointError, open_checkpoint
 from tood_jax.config import Config
 from tood_jax.config.validation import stored_config
-from tood_jax.data.dataset import ClassInfo
+from tood_jax.data.dataset import ClassInfo, class_names
 from tood_jax.data.errors import DataError
 from tood_jax.data.image_io import decode_image
 from tood_jax.data.preprocess import single_image_batch
@@ -49,7 +49,7 @@ class TrainedDetector:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Name of each label."""
-        return tuple(category.name for category in self.classes)
+        return class_names(self.classes)
 
     def __call__(self, image: str | Path | np.ndarray) -> ImageDetections:
         """Detect objects in an image.

@@ -2,7 +2,7 @@
 
 import os
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
@@ -15,7 +15,6 @@ from tood_jax.cli.process import compilation_cache_folder, missing_backend_messa
 from tood_jax.config import Config, ConfigError
 from tood_jax.config.paths import expand_home
 from tood_jax.config.validation import stored_config
-from tood_jax.data.dataset import ClassInfo
 from tood_jax.data.errors import DataError, StalledError
 from tood_jax.distributed.process_group import ProcessError, end_at_once, explain_lost_peer, leave_at_once
 from tood_jax.distributed.signals import EXIT_STATUS, Reason, StatusError, Stopped
@@ -121,11 +120,6 @@ def config_of(values: Any, where: object, prog: str) -> Config:
     for note in notes:
         print_warning(f"{prog}: note: {note}")
     return config
-
-
-def class_names(classes: Iterable[ClassInfo]) -> tuple[str, ...]:
-    """Return the names of classes, in their order."""
-    return tuple(category.name for category in classes)
 
 
 def _option_value(option: str, argv: list[str]) -> str:

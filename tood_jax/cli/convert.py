@@ -18,10 +18,11 @@ import numpy as np
 from tood_jax.checkpoint.reader import list_steps, nest
 from tood_jax.checkpoint.store import CheckpointStore
 from tood_jax.cli.command_line import parse, refuse_repeated_options
-from tood_jax.cli.common import class_names, config_of, parse_step, report_errors
+from tood_jax.cli.common import config_of, parse_step, report_errors
 from tood_jax.cli.outputs import check_output_file, is_same_file
 from tood_jax.config import Config, ConfigError, to_dict
 from tood_jax.config.paths import expand_home
+from tood_jax.data.dataset import class_names
 from tood_jax.data.formats.array_record import ANNOTATIONS
 from tood_jax.models.build import build_model
 from tood_jax.untrusted.terminal import print_line

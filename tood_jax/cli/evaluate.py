@@ -7,14 +7,13 @@ from pathlib import Path
 from tood_jax.api import TrainedModel, load_trained_model
 from tood_jax.checkpoint.store import Checkpoint
 from tood_jax.cli.common import (
-    class_names,
     parse_with_checkpoint,
     report_errors,
     use_compilation_cache,
 )
 from tood_jax.cli.outputs import check_output_file, is_results_file
 from tood_jax.config import Config, ConfigError
-from tood_jax.data.dataset import Dataset
+from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import load_dataset
 from tood_jax.distributed.host_sync import is_primary
 from tood_jax.distributed.process_group import connect_processes, join

@@ -15,11 +15,11 @@ import psutil
 from jax.sharding import Mesh
 
 from tood_jax.cli.command_line import parse
-from tood_jax.cli.common import class_names, report_errors, use_compilation_cache
+from tood_jax.cli.common import report_errors, use_compilation_cache
 from tood_jax.cli.outputs import check_output_file, starts_with_keys
 from tood_jax.config import Config, ConfigError, DataConfig, save_config
 from tood_jax.config.validation import warnings
-from tood_jax.data.dataset import Dataset
+from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.image_io import decode_image
 from tood_jax.data.load_dataset import check_for_training, filter_for_training, load_dataset
 from tood_jax.data.preprocess import canvases

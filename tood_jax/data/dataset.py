@@ -26,6 +26,11 @@ class ClassInfo(NamedTuple):
     name: str
 
 
+def class_names(classes: Iterable[ClassInfo]) -> tuple[str, ...]:
+    """Return the names of classes, in their order."""
+    return tuple(category.name for category in classes)
+
+
 @dataclass(frozen=True)
 class AnnotatedImage:
     """One image and the objects that training learns from."""

@@ -61,10 +61,10 @@ def load_dataset(split: SplitConfig, broken_images: BrokenImages = "fail", for_e
 
 
 def filter_for_training(dataset: Dataset, data: DataConfig) -> Dataset:
-    """Return a split without the images and boxes that `data.filter_…` leave out of training; the report counts them.
+    """Return a split without the images and boxes that training leaves out; the report counts them.
 
-    mmdetection's filters of COCO: images without annotations (an image that has only crowds stays, as background),
-    images with a short side, and boxes that are tiny in the file.
+    These are mmdetection's filters of COCO: images without annotations (`data.filter_empty`; an image that has only
+    crowds stays, as background), small images (`data.min_image_side`) and tiny boxes (`data.filter_tiny_boxes`).
 
     Raises:
         DataError: no image is left.
