@@ -32,12 +32,13 @@ def picture(seed, objects=M):
 
 
 def assert_equal(a, b):
-    """The same objects, and the same numbers but for the last bits: another shape is another program."""
+    """The same objects, and the same numbers but for the last bits: another shape is another program, whose sums and
+    products may be fused differently on another machine; t = s·u^6 multiplies a relative error of u by 6."""
     np.testing.assert_array_equal(a.gt_index, b.gt_index)
     assert a.rescued is None
     assert b.rescued is None
     for name, left, right in zip(a._fields[:4], a[:4], b[:4], strict=True):
-        np.testing.assert_allclose(left, right, rtol=2e-6, err_msg=name)
+        np.testing.assert_allclose(left, right, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(("topk", "alpha", "beta"), [(13, 1, 6), (9, 0.5, 2), (5, 1, 6)])
