@@ -86,7 +86,7 @@ def layers_gradient(norm: Callable[..., LevelMaps], layout: Layout) -> Callable[
 
     def run(layers: Any, x: jax.Array) -> jax.Array:
         for kernel, scale, bias in layers:
-            maps = LevelMaps(conv2d(x, kernel, 1, 1), layout, gaps_are_zero=False)
+            maps = LevelMaps(conv2d(x, kernel, 1, 1), layout, is_cleared=False)
             x = norm(maps, scale, bias, GROUPS).data  # with zeros in the gaps again
         return x
 

@@ -132,7 +132,8 @@ def _observe(
 ) -> dict[str, Array]:
     """Return the targets of a batch, and how well its predicted boxes fit its objects."""
     images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
-    pred, _ = model.apply({"params": params, "batch_stats": batch_stats}, images, True, mutable=["batch_stats"])
+    variables = {"params": params, "batch_stats": batch_stats}
+    pred, _ = model.apply(variables, images, True, batch.sizes, mutable=["batch_stats"])
     _, summary = losses_and_targets(pred, batch, in_tal_phase, config)
     locations = batch_locations(batch, config)
     iou = jax.vmap(pairwise_iou)(batch.gt_boxes, pred.boxes * locations.strides)  # [B, M, N]

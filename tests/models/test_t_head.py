@@ -158,7 +158,7 @@ def test_reductions_equal_their_formula(shapes):
                 )
             expected = x @ kernels[index][0, 0] + (0 if index < 2 else bias)
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-        assert out.gaps_are_zero
+        assert out.is_cleared
 
 
 def test_a_kernel_that_is_not_1x1_is_refused():

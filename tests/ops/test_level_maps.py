@@ -11,7 +11,7 @@ from tood_jax.models.t_head import THead
 from tood_jax.ops.t_head.level_maps import (
     LevelMaps,
     broadcast_levels,
-    clear_gaps,
+    clear,
     layout_of,
     level_sums,
     pack,
@@ -53,7 +53,7 @@ def test_there_and_back():
     assert not np.asarray(canvas)[:, LAYOUT.level_index() < 0].any()
     for level, back in zip(LEVELS, unpack(canvas, LAYOUT), strict=True):
         np.testing.assert_array_equal(back, level)
-    cleared = clear_gaps(jnp.ones_like(canvas), LAYOUT)
+    cleared = clear(jnp.ones_like(canvas), LAYOUT)
     np.testing.assert_array_equal(cleared[0, ..., 0], LAYOUT.level_index() >= 0)
 
 

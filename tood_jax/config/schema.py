@@ -13,6 +13,16 @@ from tood_jax.config.ranges import Range
 
 
 @dataclass(frozen=True)
+class ModelConfig:
+    """The network as a whole."""
+
+    padding: Literal["masked", "canvas"] = "masked"
+    """masked: the predictions of an image do not depend on the canvas around it, padded to a multiple of 32, nor on the
+    other images of the batch (as published code tests, one image at a time); canvas: the padding is computed like the
+    image."""
+
+
+@dataclass(frozen=True)
 class BackboneConfig:
     """ResNet / ResNeXt, torchvision layout (the stride is in the 3×3 convolution)."""
 
@@ -356,6 +366,7 @@ class Config:
 
     name: str = "tood"
     """Name of the run and, by default, of its folder."""
+    model: ModelConfig = field(default_factory=ModelConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     neck: NeckConfig = field(default_factory=NeckConfig)
     head: HeadConfig = field(default_factory=HeadConfig)

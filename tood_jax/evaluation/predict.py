@@ -37,7 +37,7 @@ def compile_detect_step(model: Detector, config: Config, mesh: Mesh) -> Any:
     def step(params, batch_stats, batch):
         images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
         with use_abstract_mesh(mesh.abstract_mesh):
-            pred: Any = model.apply({"params": params, "batch_stats": batch_stats}, images)
+            pred: Any = model.apply({"params": params, "batch_stats": batch_stats}, images, False, batch.sizes)
             pred = lax.with_sharding_constraint(pred, over_batch(mesh))  # NMS needs whole images
             detect = map_per_device(lambda pred, batch: detections(pred, batch, config))
             return detect(pred, batch), batch.image_indices

@@ -68,13 +68,18 @@ def make_pyramid(height: int, width: int, per_location: int = 1) -> Pyramid:
     return Pyramid(shapes, np.repeat(points, per_location, axis=0), np.repeat(strides, per_location), per_location)
 
 
+def padded_sizes(sizes: Int[Array, "b 2"]) -> Int[Array, "b 2"]:
+    """Return the size of each image's own area in the canvas: padded up to a multiple of 32, pixels."""
+    return -(-sizes // IMAGE_MULTIPLE) * IMAGE_MULTIPLE
+
+
 def locations_in_image(pyramid: Pyramid, sizes: Int[Array, "b 2"]) -> Bool[Array, "b n"]:
     """Return whether a location is in its image's own area, padded up to a multiple of 32.
 
     Args:
         sizes: (height, width) of each image in the canvas, pixels.
     """
-    padded = -(-sizes // IMAGE_MULTIPLE) * IMAGE_MULTIPLE  # [B, 2]
+    padded = padded_sizes(sizes)  # [B, 2]
     # Location i of a level belongs if i < ceil(padded / stride), which is i·stride < padded.
     inside = jnp.asarray(pyramid.points[None, :, ::-1]) < padded[:, None].astype(jnp.float32)  # [B, N, 2] over (y, x)
     return inside.all(axis=-1)

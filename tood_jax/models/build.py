@@ -22,7 +22,12 @@ def build_model(config: Config, num_classes: int, platform: str | None = None, d
     """
     dtype = dtype or DTYPES[config.train.precision]
     packed = packs_levels(config, platform or jax.default_backend())
-    return Detector(_backbone(config, dtype), _neck(config, dtype), _head(config, num_classes, dtype, packed))
+    return Detector(
+        _backbone(config, dtype),
+        _neck(config, dtype),
+        _head(config, num_classes, dtype, packed),
+        config.model.padding == "masked",
+    )
 
 
 def packs_levels(config: Config, platform: str) -> bool:

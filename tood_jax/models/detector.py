@@ -7,11 +7,12 @@ The loss of the predictions is in `criterion/`.
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from tood_jax.config import Config, HeadConfig
 from tood_jax.geometry.box_coder import BoxCoder
 from tood_jax.geometry.locations import Pyramid, locations_in_image, make_pyramid
+from tood_jax.ops.image_area import WHOLE, image_areas
 from tood_jax.postprocess import detect
 from tood_jax.types import Batch, Detections, Predictions
 
@@ -22,11 +23,24 @@ class Detector(nn.Module):
     backbone: nn.Module
     neck: nn.Module
     head: nn.Module
+    masked: bool = True
 
-    def __call__(self, images: Float[Array, "b h w 3"], train: bool = False) -> Predictions:
-        """Return the predictions of normalised images, for every location."""
-        c2_to_c5 = self.backbone(images, train)
-        scores, boxes, box_logits, quality, offsets = zip(*self.head(self.neck(c2_to_c5[1:])), strict=True)
+    def __call__(
+        self, images: Float[Array, "b h w 3"], train: bool = False, sizes: Int[Array, "b 2"] | None = None
+    ) -> Predictions:
+        """Return the predictions of normalised images, for every location.
+
+        Args:
+            images: zero outside of the images' own areas.
+            train: whether norms take batch statistics.
+            sizes: (height, width) of each image in the canvas, pixels: predictions inside do not depend on the rest of
+                the canvas, and outside they mean nothing. None, or a detector that is not `masked`: the padding counts
+                as a part of the image.
+        """
+        areas = WHOLE if sizes is None or not self.masked else image_areas(sizes, *images.shape[1:3])
+        c2_to_c5 = self.backbone(images, train, areas)
+        levels = self.neck(c2_to_c5[1:], areas[3:])
+        scores, boxes, box_logits, quality, offsets = zip(*self.head(levels, areas[3:]), strict=True)
         per_location = boxes[0].shape[-1] // 4
 
         def in_a_row(maps):

@@ -12,6 +12,7 @@ from tood_jax.geometry.box_coder import BoxCoder
 from tood_jax.geometry.locations import STRIDES
 from tood_jax.models.layers import PRIOR_LOGIT, Dtype, HeadMaps, Norm, conv, normal, predictor
 from tood_jax.models.t_head import TaskAlignment
+from tood_jax.ops.image_area import WHOLE, Mask
 from tood_jax.ops.relu import relu
 from tood_jax.ops.t_head.level_maps import LevelMaps, rows
 from tood_jax.precision import at_least_float32
@@ -37,10 +38,10 @@ class Tower(nn.Module):
             for i in range(self.num_convs if self.norm == "group" else 0)
         ]
 
-    def __call__(self, x: Float[Array, "b h w _"]) -> Float[Array, "b h w f"]:
+    def __call__(self, x: Float[Array, "b h w _"], inside: Mask) -> Float[Array, "b h w f"]:
         for i, convolution in enumerate(self.convs):
             x = convolution(x)
-            x = relu(self.norms[i](x) if self.norms else x)
+            x = relu(self.norms[i](x, inside=inside) if self.norms else x, inside)
         return x
 
 
@@ -77,18 +78,18 @@ class ParallelHead(nn.Module):
         if self.level_scales:
             self.scales = self.param("scales", nn.initializers.ones_init(), (len(STRIDES),))
 
-    def __call__(self, levels: tuple[Array, ...]) -> tuple[HeadMaps, ...]:
-        """Return the predictions of each of (P3, …, P7)."""
+    def __call__(self, levels: tuple[Array, ...], areas: tuple[Mask, ...] = WHOLE[3:]) -> tuple[HeadMaps, ...]:
+        """Return the predictions of each of (P3, …, P7), which are zero outside of the images' areas."""
         scales = self.scales if self.level_scales else [1.0] * len(levels)
         predict = nn.remat(ParallelHead.predict) if self.remat else ParallelHead.predict
-        return tuple(predict(self, x, scales[i]) for i, x in enumerate(levels))
+        return tuple(predict(self, x, areas[i], scales[i]) for i, x in enumerate(levels))
 
-    def predict(self, x: Float[Array, "b h w _"], scale: Array | float) -> HeadMaps:
+    def predict(self, x: Float[Array, "b h w _"], inside: Mask, scale: Array | float) -> HeadMaps:
         """Return the predictions of one level, whose learnt scale is `scale`."""
-        cls, reg = self.cls_tower(x), self.reg_tower(x)
+        cls, reg = self.cls_tower(x, inside), self.reg_tower(x, inside)
         logits = at_least_float32(self.cls_pred(cls))
         box_logits = at_least_float32(self.reg_pred(reg))
-        features = LevelMaps.join([jnp.concatenate([cls, reg], axis=-1)])
+        features = LevelMaps.join([jnp.concatenate([cls, reg], axis=-1)], [inside])
         boxes = self.box_coder.decode(box_logits, scale)
         scores, boxes, offsets = self.align(rows([logits]), rows([boxes]), self.align.hidden(features))
         quality = rows([at_least_float32(self.quality_pred(reg))]) if self.quality else None

@@ -31,6 +31,7 @@ from tood_jax.models.layers import (
 )
 from tood_jax.ops.bilinear.sample_sides import sample_sides_of_levels
 from tood_jax.ops.geometric_mean import sigmoid_geometric_mean
+from tood_jax.ops.image_area import WHOLE, Mask
 from tood_jax.ops.relu import relu
 from tood_jax.ops.t_head.level_maps import LevelMaps, rows
 from tood_jax.ops.t_head.reduction import Attended, Pointwise, concatenate_layers, pool_levels, reduce_features
@@ -122,6 +123,8 @@ class TaskAlignment(nn.Module):
             at_least_float32(maps.map(relu, keeps_zero=True).convolve(last).rows())
             for maps, last in zip(hidden, branches, strict=True)
         )
+        areas = [area for area in hidden[0].areas() if area is not None]
+        boxes = jnp.where(rows(areas), boxes, 0) if areas else boxes
         return sigmoid_geometric_mean(logits, alignment), align_boxes(boxes, offsets, hidden[0].layout.shapes), offsets
 
 
@@ -180,21 +183,24 @@ class THead(nn.Module):
         if self.level_scales:
             self.scales = self.param("scales", nn.initializers.ones_init(), (len(STRIDES),))
 
-    def __call__(self, levels: tuple[Array, ...]) -> tuple[HeadMaps, ...]:
-        """Return the predictions of (P3, …, P7): one `HeadMaps` per level, or one of all levels where packed."""
+    def __call__(self, levels: tuple[Array, ...], areas: tuple[Mask, ...] = WHOLE[3:]) -> tuple[HeadMaps, ...]:
+        """Return the predictions of (P3, …, P7): one `HeadMaps` per level, or one of all levels where packed.
+
+        The levels are zero outside of the images' areas.
+        """
         scales = self.scales if self.level_scales else [1.0] * len(levels)
         if self.packed:
-            return (self.predict(LevelMaps.join(levels), tuple(scales[i] for i in range(len(levels)))),)
+            return (self.predict(LevelMaps.join(levels, areas), tuple(scales[i] for i in range(len(levels)))),)
         predict = nn.remat(THead.predict) if self.remat else THead.predict
-        return tuple(predict(self, LevelMaps.join([x]), (scales[i],)) for i, x in enumerate(levels))
+        return tuple(predict(self, LevelMaps.join([x], [areas[i]]), (scales[i],)) for i, x in enumerate(levels))
 
     def predict(self, x: LevelMaps, scales: tuple[Array | float, ...]) -> HeadMaps:
         """Return the predictions of one level or of all; `scales` has the learnt scale of each."""
         features = concatenate_layers(self.interactive_layers(x))
-        pooled = pool_levels(features)
+        pooled = pool_levels(features, x.areas())
         decompositions = self.cls_decomposition, self.reg_decomposition
         cls, reg, *hidden = reduce_features(
-            features, [task.attended(pooled) for task in decompositions], self.align.pointwise(features[0])
+            features, [task.attended(pooled) for task in decompositions], self.align.pointwise(features[0]), x.inside
         )
         cls, reg = self.cls_decomposition(cls), self.reg_decomposition(reg)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from tood_jax.ops.image_area import Mask, clear_outside, count_inside
 from tood_jax.precision import at_least_float32, sum_type
 
 EPSILON = 1e-5  # of every normalisation, as in PyTorch
@@ -20,16 +21,19 @@ EPSILON = 1e-5  # of every normalisation, as in PyTorch
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def group_norm(
-    x: Float[Array, "b h w f"], scale: Float[Array, " f"], bias: Float[Array, " f"], groups: int
+    x: Float[Array, "b h w f"], scale: Float[Array, " f"], bias: Float[Array, " f"], groups: int, inside: Mask = None
 ) -> Float[Array, "b h w f"]:
     """Each image's groups of channels at mean 0 and variance 1, times scale, plus bias; computed in float32 at least.
+
+    Outside of the images' areas it is 0.
 
     Args:
         scale: of the sum type of x.
         bias: of the sum type of x.
         groups: G, which divides F.
+        inside: the images' areas, over which means and variances are taken.
     """
-    return _forward(x, scale, bias, groups)[0]
+    return _forward(x, scale, bias, groups, inside)[0]
 
 
 def over_groups(sums: Float[Array, "*n f"], groups: int) -> Float[Array, "*n f"]:
@@ -64,28 +68,32 @@ def _spread(values: Float[Array, "b f"]) -> Float[Array, "b 1 1 f"]:
     return values[:, None, None]
 
 
-def _means(x: Float[Array, "b h w f"], groups: int) -> Float[Array, "b f"]:
-    count = x.shape[1] * x.shape[2] * (x.shape[3] // groups)
-    return over_groups(x.sum(axis=(1, 2)), groups) / count
+def _count(x: Float[Array, "b h w f"], groups: int, inside: Mask) -> int | Float[Array, "b 1"]:
+    """Return how many numbers the mean of a group is taken of."""
+    return count_inside(x, inside) * (x.shape[3] // groups)
 
 
-def _forward(x, scale, bias, groups):
-    mean, rate = statistics(x, partial(_means, groups=groups), _spread)
+def _means(x: Float[Array, "b h w f"], groups: int, inside: Mask) -> Float[Array, "b f"]:
+    return over_groups(clear_outside(x, inside).sum(axis=(1, 2)), groups) / _count(x, groups, inside)
+
+
+def _forward(x, scale, bias, groups, inside=None):
+    mean, rate = statistics(x, partial(_means, groups=groups, inside=inside), _spread)
     centred = at_least_float32(x) - _spread(mean)
-    out = (centred * _spread(rate * scale) + bias).astype(x.dtype)
-    return out, (centred if x.dtype == centred.dtype else x, mean, rate, scale)
+    out = clear_outside(centred * _spread(rate * scale) + bias, inside).astype(x.dtype)
+    return out, (centred if x.dtype == centred.dtype else x, mean, rate, scale, inside)
 
 
 def _backward(groups, residuals, cotangent):
-    kept, mean, rate, scale = residuals
+    kept, mean, rate, scale, inside = residuals
     centred = kept if kept.dtype == sum_type(kept) else at_least_float32(kept) - _spread(mean)
-    given = at_least_float32(cotangent)
+    given = clear_outside(at_least_float32(cotangent), inside)
     to_bias, to_scale = given.sum(axis=(1, 2)), rate * (given * centred).sum(axis=(1, 2))  # an image
-    count = centred.shape[1] * centred.shape[2] * (centred.shape[3] // groups)
+    count = _count(centred, groups, inside)
     along_mean = rate * over_groups(scale * to_bias, groups) / count
     along_rate = rate**2 * over_groups(scale * to_scale, groups) / count
-    to_x = given * _spread(rate * scale) - _spread(along_mean) - centred * _spread(along_rate)
-    return to_x.astype(kept.dtype), _over_images(to_scale), _over_images(to_bias)
+    to_x = clear_outside(given * _spread(rate * scale) - _spread(along_mean) - centred * _spread(along_rate), inside)
+    return to_x.astype(kept.dtype), _over_images(to_scale), _over_images(to_bias), None
 
 
 def _over_images(sums: Float[Array, "b f"]) -> Float[Array, " f"]:

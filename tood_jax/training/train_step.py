@@ -33,7 +33,7 @@ def batch_losses(
     images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
     variables = {"params": params, "batch_stats": batch_stats}
     with use_abstract_mesh(mesh.abstract_mesh):
-        pred, updated = model.apply(variables, images, True, mutable=["batch_stats"])
+        pred, updated = model.apply(variables, images, True, batch.sizes, mutable=["batch_stats"])
         pred = lax.with_sharding_constraint(pred, over_batch(mesh))  # assignment looks at whole images
         losses, summary = losses_and_targets(pred, batch, in_tal_phase, config)
     return losses.total, (losses, summary, updated.get("batch_stats", batch_stats))

@@ -7,8 +7,9 @@
     P4 P4 P4 ·  ·  · ·  ·
 
 Between two levels is a gap of one location, wide enough for a 3×3 convolution whose input is zero there. `LevelMaps`
-knows whether its gaps are zero and clears them before a convolution. An operation that mixes locations in another way
-(a mean, sampling at offsets) works on `levels()`. At 800×1344 the array has 13 % more locations than the levels.
+knows whether it is zero in the gaps and outside of the images' areas, and clears these before a convolution. An
+operation that mixes locations in another way (a mean, sampling at offsets) works on `levels()`. At 800×1344 the array
+has 13 % more locations than the levels.
 
 Axes: B images · h, w locations of a level · H, W of the array · L levels · N locations of all levels in a row · F
 channels.
@@ -23,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from tood_jax.geometry.locations import Shapes
+from tood_jax.ops.image_area import Mask
 
 
 class Layout(NamedTuple):
@@ -59,20 +61,41 @@ def layout_of(shapes: Sequence[tuple[int, int]]) -> Layout:
     return Layout(tuple(shapes), tuple(corners), height + below, max(width, column - 1))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["data"], meta_fields=["layout", "gaps_are_zero"])
+@partial(jax.tree_util.register_dataclass, data_fields=["data", "inside"], meta_fields=["layout", "is_cleared"])
 @dataclass(frozen=True)
 class LevelMaps:
     """Maps of some levels in one array; of one level it is the map itself."""
 
     data: Any  # [B, H, W, F]; with one axis more where a loop has stacked it
     layout: Layout
-    gaps_are_zero: bool = True
+    inside: Any = (
+        None  # [B, H, W, 1] bool, the images' areas, without the gaps; None where all locations of levels count
+    )
+    is_cleared: bool = True  # zero in the gaps and outside of the images' areas
 
     @classmethod
-    def join(cls, levels: Sequence[Float[Array, "b _ _ f"]]) -> "LevelMaps":
-        """Return the maps of these levels, with zeros in the gaps."""
+    def join(cls, levels: Sequence[Float[Array, "b _ _ f"]], areas: Sequence[Mask] | None = None) -> "LevelMaps":
+        """Return the maps of these levels, with zeros in the gaps.
+
+        Args:
+            areas: the images' areas in each level, outside of which `levels` are zero.
+        """
         layout = layout_of([(x.shape[1], x.shape[2]) for x in levels])
-        return cls(pack(levels, layout), layout)
+        masks = [area for area in areas or () if area is not None]
+        return cls(pack(levels, layout), layout, pack(masks, layout) if masks else None)
+
+    def with_levels(self, levels: Sequence[Float[Array, "b _ _ f"]]) -> "LevelMaps":
+        """Return other maps of the same images, which may be other than zero outside of the images' areas.
+
+        Raises:
+            ValueError: the maps have other sizes, so that the areas are not theirs.
+        """
+        joined = LevelMaps.join(levels)
+        if self.inside is None:
+            return joined
+        if joined.layout != self.layout:
+            raise ValueError("Maps of other sizes have other areas: join them with `LevelMaps.join(levels, areas)`.")
+        return replace(joined, inside=self.inside, is_cleared=False)
 
     def convolve(self, convolution: Callable[[Any], Any]) -> "LevelMaps":
         """Return a convolution of each level.
@@ -82,26 +105,30 @@ class LevelMaps:
                 level.
         """
         if len(self.layout.shapes) > 1 and not _reads_neighbours_only(convolution):
-            return LevelMaps.join([convolution(x) for x in self.levels()])
-        data = convolution(self.with_zero_gaps().data)
+            return self.with_levels([convolution(x) for x in self.cleared().levels()])
+        data = convolution(self.cleared().data)
         if len(self.layout.shapes) == 1:
-            return LevelMaps.join([data])
-        return LevelMaps(data, self.layout, gaps_are_zero=False)
+            return self.with_levels([data])
+        return replace(self, data=data, is_cleared=False)
 
     def map(self, function: Callable[[Array], Array], *, keeps_zero: bool = False) -> "LevelMaps":
         """Return an elementwise function of the maps; `keeps_zero`: of 0 it is 0."""
-        is_zero = len(self.layout.shapes) == 1 or (keeps_zero and self.gaps_are_zero)
-        return LevelMaps(function(self.data), self.layout, is_zero)
+        is_whole = len(self.layout.shapes) == 1 and self.inside is None
+        return replace(self, data=function(self.data), is_cleared=is_whole or (keeps_zero and self.is_cleared))
 
-    def with_zero_gaps(self) -> "LevelMaps":
-        """Return the same maps with zeros in the gaps."""
-        if self.gaps_are_zero:
+    def cleared(self) -> "LevelMaps":
+        """Return the same maps with zeros in the gaps and outside of the images' areas."""
+        if self.is_cleared:
             return self
-        return replace(self, data=clear_gaps(self.data, self.layout), gaps_are_zero=True)
+        return replace(self, data=clear(self.data, self.layout, self.inside), is_cleared=True)
 
     def levels(self) -> tuple[Float[Array, "b _ _ f"], ...]:
         """Return the map of each level."""
         return unpack(self.data, self.layout)
+
+    def areas(self) -> tuple[Mask, ...]:
+        """Return the images' areas in each level."""
+        return (None,) * len(self.layout.shapes) if self.inside is None else unpack(self.inside, self.layout)
 
     def rows(self) -> Float[Array, "b n f"]:
         """Return all locations in a row, level by level."""
@@ -115,13 +142,20 @@ def _reads_neighbours_only(convolution: Any) -> bool:
     return size is not None and max(size) <= 3 and plain
 
 
-def rows(levels: Sequence[Float[Array, "b _ _ f"]]) -> Float[Array, "b n f"]:
+def level_counts(layout: Layout, inside: Mask) -> Float[Array, "#b l 1"]:
+    """Return the number of locations of each level, or of those in each image's area, float32."""
+    if inside is None:
+        return jnp.asarray([height * width for height, width in layout.shapes], jnp.float32)[None, :, None]
+    return level_sums(inside.astype(jnp.float32), layout, inside)
+
+
+def rows(levels: Sequence[Shaped[Array, "b _ _ f"]]) -> Shaped[Array, "b n f"]:
     """Return the locations of these levels in a row."""
     flat = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in levels]
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=1)
 
 
-def pack(levels: Sequence[Float[Array, "b _ _ f"]], layout: Layout) -> Float[Array, "b hh ww f"]:
+def pack(levels: Sequence[Shaped[Array, "b _ _ f"]], layout: Layout) -> Shaped[Array, "b hh ww f"]:
     """Return the maps of levels in one array, with zeros in the gaps."""
     first = levels[0]
     if len(levels) == 1:
@@ -132,7 +166,7 @@ def pack(levels: Sequence[Float[Array, "b _ _ f"]], layout: Layout) -> Float[Arr
     return data
 
 
-def unpack(data: Float[Array, "b hh ww f"], layout: Layout) -> tuple[Float[Array, "b _ _ f"], ...]:
+def unpack(data: Shaped[Array, "b hh ww f"], layout: Layout) -> tuple[Shaped[Array, "b _ _ f"], ...]:
     """Return the map of each level."""
     if len(layout.shapes) == 1:
         return (data,)
@@ -142,18 +176,18 @@ def unpack(data: Float[Array, "b hh ww f"], layout: Layout) -> tuple[Float[Array
     )
 
 
-def clear_gaps(data: Float[Array, "b hh ww f"], layout: Layout) -> Float[Array, "b hh ww f"]:
-    """Return the array with zeros in the gaps."""
-    return jnp.where((layout.level_index() >= 0)[..., None], data, 0)
+def clear(data: Float[Array, "b hh ww f"], layout: Layout, inside: Mask = None) -> Float[Array, "b hh ww f"]:
+    """Return the array with zeros in the gaps, and outside of the images' areas where these are given."""
+    return jnp.where((layout.level_index() >= 0)[..., None] if inside is None else inside, data, 0)
 
 
-def level_sums(data: Float[Array, "b hh ww f"], layout: Layout) -> Float[Array, "b l f"]:
-    """Return the sum of each level over its locations.
+def level_sums(data: Float[Array, "b hh ww f"], layout: Layout, inside: Mask = None) -> Float[Array, "b l f"]:
+    """Return the sum of each level over its locations, or over those in the images' areas.
 
     Rows first, those of the first level apart from those of the others: on TPUs this takes a third of the time that one
     mask per level takes, and reads the array once.
     """
-    data, is_first = clear_gaps(data, layout), layout.is_first_level()
+    data, is_first = clear(data, layout, inside), layout.is_first_level()
     first, others = jnp.where(is_first, data, 0).sum(axis=1), jnp.where(is_first, 0, data).sum(axis=1)  # [B, W, F]
     columns = zip(layout.shapes[1:], layout.corners[1:], strict=True)
     below = [others[:, column : column + width].sum(axis=1) for (_, width), (_, column) in columns]

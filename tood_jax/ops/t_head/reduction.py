@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from tood_jax.ops.conv.conv2d import conv2d
 from tood_jax.ops.dispatch import by_platform
+from tood_jax.ops.image_area import Mask, mean_inside
 from tood_jax.ops.t_head.level_maps import LevelMaps, layout_of, pack
 
 
@@ -40,21 +41,27 @@ def concatenate_layers(layers: Sequence[LevelMaps]) -> tuple[Float[Array, "b _ _
     return tuple(jnp.concatenate(maps, axis=-1) for maps in zip(*(layer.levels() for layer in layers), strict=True))
 
 
-def pool_levels(features: Sequence[Float[Array, "b _ _ i"]]) -> Float[Array, "b p 1 i"]:
-    """Return the mean of each level over its locations."""
-    if len(features) == 1:
-        return features[0].mean(axis=(1, 2), keepdims=True)
-    return jnp.stack([x.mean(axis=(1, 2)) for x in features], axis=1)[:, :, None]
+def pool_levels(features: Sequence[Float[Array, "b _ _ i"]], areas: Sequence[Mask]) -> Float[Array, "b p 1 i"]:
+    """Return the mean of each level over the images' areas, outside of which the features are zero."""
+    means = [mean_inside(x, area) for x, area in zip(features, areas, strict=True)]
+    return means[0] if len(means) == 1 else jnp.concatenate(means, axis=1)
 
 
 def reduce_features(
-    features: Sequence[Float[Array, "b _ _ i"]], attended: Sequence[Attended], pointwise: Sequence[Pointwise]
+    features: Sequence[Float[Array, "b _ _ i"]],
+    attended: Sequence[Attended],
+    pointwise: Sequence[Pointwise],
+    inside: Mask = None,
 ) -> list[LevelMaps]:
     """Return the output of each convolution, `attended` first, for all levels.
 
     The formula is `_reduce_apart`: weight the layers, then convolve. Elsewhere the attention weights the kernels, which
     gives the same numbers without weighted copies of the features. On a map with fewer locations than output channels
     the kernels of all images would be larger than the features.
+
+    Args:
+        features: zero outside of the images' areas.
+        inside: the images' areas, as in `LevelMaps`.
 
     Raises:
         ValueError: a kernel is not 1×1.
@@ -71,10 +78,10 @@ def reduce_features(
     else:
         outputs = _reduce_together(features, attended, pointwise)
     layout = layout_of([(x.shape[1], x.shape[2]) for x in features])
-    maps = [LevelMaps(data, layout) for data in outputs]
+    maps = [LevelMaps(data, layout, inside) for data in outputs]
     count = len(attended)
     biased = [out.map(partial(jnp.add, bias)) for out, (_, bias) in zip(maps[count:], pointwise, strict=True)]
-    return maps[:count] + [out.with_zero_gaps() for out in biased]
+    return maps[:count] + [out.cleared() for out in biased]
 
 
 def _reduce_apart(
