@@ -23,7 +23,7 @@ class Detector(nn.Module):
     backbone: nn.Module
     neck: nn.Module
     head: nn.Module
-    masked: bool = True
+    masked: bool = True  # whether the padding is kept out of predictions (model.padding)
 
     def __call__(
         self, images: Float[Array, "b h w 3"], train: bool = False, sizes: Int[Array, "b 2"] | None = None

@@ -68,9 +68,7 @@ class LevelMaps:
 
     data: Any  # [B, H, W, F]; with one axis more where a loop has stacked it
     layout: Layout
-    inside: Any = (
-        None  # [B, H, W, 1] bool, the images' areas, without the gaps; None where all locations of levels count
-    )
+    inside: Any = None  # [B, H, W, 1] bool, the images' areas, False in the gaps; None where all of the levels counts
     is_cleared: bool = True  # zero in the gaps and outside of the images' areas
 
     @classmethod
