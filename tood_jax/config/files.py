@@ -1,4 +1,7 @@
-"""Config files: Python files with a function `config()`, JSON files of `save_config`, and the folder configs/."""
+"""Config files: Python files with a function `config()`, JSON files of `save_config`, and the published configs.
+
+The published configs are the folder configs/ of the repository; an installed package has a copy of it (setup.py).
+"""
 
 import ast
 import importlib.util
@@ -13,7 +16,9 @@ from tood_jax.untrusted.terminal import print_warning
 
 
 def load_config(path: str) -> Config:
-    """Return the config of a Python file, of a JSON file, or of the file in configs/ that has this name.
+    """Return the config of a Python file, of a JSON file, or of a name of `find_configs`.
+
+    configs/NAME.py is also found where that folder does not exist, so that commands of the manual work everywhere.
 
     Raises:
         ConfigError: the file does not exist or has no `config()`, or what failed in it and in which line.
@@ -30,10 +35,29 @@ def load_config(path: str) -> Config:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def find_configs() -> dict[str, Path]:
+    """Return the published configs and those in the working directory's folder configs/, files by name, sorted.
+
+    The name of configs/rivals/x.py is rivals/x. A file of the working directory hides a published one of its name.
+    """
+    files = {}
+    for folder in reversed(_folders()):
+        found = [file.relative_to(folder) for file in folder.rglob("*.py") if not file.name.startswith("_")]
+        files |= {file.with_suffix("").as_posix(): folder / file for file in found}
+    return dict(sorted(files.items()))
+
+
 def list_configs() -> list[tuple[str, str]]:
-    """Return names and first docstring lines of the files in configs/, sorted; nothing is run."""
-    files = sorted(file for file in _folder().glob("*.py") if not file.name.startswith("_"))
-    return [(file.stem, (_docstring(file) or "").strip().partition("\n")[0]) for file in files]
+    """Return names and first docstring lines of the configs that are in no subfolder, sorted; nothing is run."""
+    return [(name, docstring(file).partition("\n")[0]) for name, file in find_configs().items() if "/" not in name]
+
+
+def docstring(file: Path) -> str:
+    """Return the docstring of a Python file; "" if it has none, "(can't be read)" if it is not Python."""
+    try:
+        return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").strip()
+    except (SyntaxError, ValueError):
+        return "(can't be read)"
 
 
 def _run(file: Path, path: str) -> object:
@@ -57,27 +81,24 @@ def _run(file: Path, path: str) -> object:
         raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {text}.") from error
 
 
-def _docstring(file: Path) -> str | None:
-    try:
-        return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
-    except (SyntaxError, ValueError):
-        return "(can't be read)"
-
-
-def _folder() -> Path:
-    """The folder configs/ of the working directory, or else of the repository."""
-    here = Path("configs")
-    return here if here.is_dir() else Path(__file__).resolve().parents[2] / "configs"
+def _folders() -> list[Path]:
+    """Return the folders with configs: that of the working directory first, then the published one."""
+    package = Path(__file__).resolve().parents[1]
+    published = next((folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()), None)
+    here = Path("configs").resolve()
+    return list(dict.fromkeys(folder for folder in (here, published) if folder is not None and folder.is_dir()))
 
 
 def _find(path: str) -> Path:
     file = Path(expand_home(path))
     if file.is_file():
         return file.resolve()
-    in_configs = _folder() / f"{path}.py"
-    if in_configs.is_file():
-        return in_configs.resolve()
-    folder = file.parent if file.parent.is_dir() and file.parent != Path() else _folder()
-    names = sorted(found.stem for found in folder.glob("*.py"))
-    listed = f" The folder {folder} has: {', '.join(names) or 'no configs'}."
+    known = find_configs()
+    name = path.removeprefix("configs/").removesuffix(".py")
+    if name in known:
+        return known[name]
+    has_folder = file.parent.is_dir() and file.parent != Path()
+    names = sorted(found.stem for found in file.parent.glob("*.py")) if has_folder else list(known)
+    where = f"The folder {file.parent} has" if has_folder else "There are"
+    listed = f" {where}: {', '.join(names) or 'no configs'}."
     raise ConfigError(f"There is no config {path}.{did_you_mean(file.stem, names, count=3, cutoff=0.4) or listed}")
