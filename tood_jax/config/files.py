@@ -14,6 +14,8 @@ from tood_jax.config.schema import Config
 from tood_jax.config.serialization import from_dict, load_config_json, to_dict
 from tood_jax.untrusted.terminal import print_warning
 
+_OWN_FOLDER = Path("configs")  # of the working directory
+
 
 def load_config(path: str) -> Config:
     """Return the config of a Python file, of a JSON file, or of a name of `find_configs`.
@@ -36,15 +38,21 @@ def load_config(path: str) -> Config:
 
 
 def find_configs() -> dict[str, Path]:
-    """Return the published configs and those in the working directory's folder configs/, files by name, sorted.
+    """Return the published configs and the files of the working directory's folder configs/, by name, sorted.
 
-    The name of configs/rivals/x.py is rivals/x. A file of the working directory hides a published one of its name.
+    The name of the published configs/rivals/NAME.py is rivals/NAME. A file here hides a published one of its name.
     """
-    files = {}
-    for folder in reversed(_folders()):
-        found = [file.relative_to(folder) for file in folder.rglob("*.py") if not file.name.startswith("_")]
-        files |= {file.with_suffix("").as_posix(): folder / file for file in found}
-    return dict(sorted(files.items()))
+    published = published_folder()
+    files = {file.relative_to(published).with_suffix("").as_posix(): file for file in published.rglob("*.py")}
+    files |= {file.stem: file.resolve() for file in _OWN_FOLDER.glob("*.py")}
+    return dict(sorted((name, file) for name, file in files.items() if not file.name.startswith("_")))
+
+
+def published_folder() -> Path:
+    """Return the folder with the published configs: that of the installed package, or of the repository."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def list_configs() -> list[tuple[str, str]]:
@@ -81,20 +89,14 @@ def _run(file: Path, path: str) -> object:
         raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {text}.") from error
 
 
-def _folders() -> list[Path]:
-    """Return the folders with configs: that of the working directory first, then the published one."""
-    package = Path(__file__).resolve().parents[1]
-    published = next((folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()), None)
-    here = Path("configs").resolve()
-    return list(dict.fromkeys(folder for folder in (here, published) if folder is not None and folder.is_dir()))
-
-
 def _find(path: str) -> Path:
     file = Path(expand_home(path))
     if file.is_file():
         return file.resolve()
     known = find_configs()
     name = path.removeprefix("configs/").removesuffix(".py")
+    if (own := _OWN_FOLDER / f"{name}.py").is_file():
+        return own.resolve()
     if name in known:
         return known[name]
     has_folder = file.parent.is_dir() and file.parent != Path()
