@@ -21,7 +21,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from benchmarks.harness.multiply_adds import array_of, equations, linear_operations
 from benchmarks.harness.options import RESULTS, ROOT, Options, read_options
 from benchmarks.harness.report import Report, begin_report, finish_report
 from benchmarks.harness.tables import print_table
@@ -29,6 +28,7 @@ from tood_jax.config import Config
 from tood_jax.config.files import load_config
 from tood_jax.geometry.locations import level_shapes
 from tood_jax.models.build import build_model
+from tood_jax.tools.multiply_adds import array_of, equations, linear_operations
 from tood_jax.training.optimizer import is_trained
 
 NAME = "paper_table1"

@@ -23,12 +23,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.harness.multiply_adds import LinearOperation, linear_operations
 from benchmarks.harness.options import R50
 from tood_jax.config import Config
 from tood_jax.geometry.locations import level_shapes
 from tood_jax.models.build import build_model
 from tood_jax.tools.compile_for.traffic import hbm_bytes_by_operation
+from tood_jax.tools.multiply_adds import LinearOperation, linear_operations
 from tood_jax.training.optimizer import is_trained
 
 # (stage, pattern of its modules), first match wins. Stages 1–4 of the backbone are c2–c5.

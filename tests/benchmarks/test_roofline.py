@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks.cases import paper_table1, roofline
-from benchmarks.harness.multiply_adds import linear_operations
 from benchmarks.harness.options import R50, ROOT
 from benchmarks.harness.roofline import traffic_by_stage
 from tood_jax.config.files import load_config
+from tood_jax.tools.multiply_adds import linear_operations
 
 
 def test_least_work_of_each_stage(measured, capsys):

@@ -96,7 +96,7 @@ def test_round_trip_of_a_backbone(files, tmp_path, capsys):
     run(files, "--weights", tmp_path / "resnet18.safetensors", "--out", tmp_path / "flax.safetensors")
     output = capsys.readouterr().out
     assert "a backbone, 100 tensors, named as by torchvision; not used: fc.bias, fc.weight." in output
-    assert "train.py --config … --init_from" in output
+    assert "tood train --config … --init_from" in output
     assert all("/backbone/" in name for name in read_weights(tmp_path / "flax.safetensors").tensors)
     convert.main(
         [

@@ -33,4 +33,17 @@ def test_a_broken_file_in_the_folder_does_not_break_the_list(tmp_path, monkeypat
     (tmp_path / "configs" / "good.py").write_text('"""Good.\n\nMore."""', encoding="utf-8")
     (tmp_path / "configs" / "_hidden.py").touch()
     monkeypatch.chdir(tmp_path)
-    assert list_configs() == [("bad", "(can't be read)"), ("good", "Good.")]
+    assert {"bad": "(can't be read)", "good": "Good."}.items() <= dict(list_configs()).items()
+    assert "_hidden" not in dict(list_configs())
+
+
+def test_published_configs_are_found_by_name_everywhere_and_a_file_here_hides_its_namesake(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    mine = "from tood_jax.config import *\ndef config():\n    return Config(name='mine')"
+    (tmp_path / "configs" / "small_set.py").write_text(mine, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("small_set").name == "mine"
+    assert load_config("tood_r50_fpn_1x_coco") == load_config("configs/tood_r50_fpn_1x_coco.py")
+    assert load_config("rivals/gfl_r50_fpn_1x_coco").name == "gfl_r50_fpn_1x_coco"
+    with pytest.raises(ConfigError, match="Did you mean tood_r50_fpn_1x_coco"):
+        load_config("tood_r50_fpn_1x_cocoo")

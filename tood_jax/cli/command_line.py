@@ -47,7 +47,7 @@ _SOURCES = {  # fields of a split by the form of data; each field except tfds_sp
     "records": ("records",),
     "tfds": ("tfds", "tfds_split"),
 }
-_STYLE = (tyro.conf.FlagConversionOff,)  # boolean options take a value, like all others
+STYLE = (tyro.conf.FlagConversionOff,)  # boolean options take a value, like all others
 
 
 @end_quietly_when_closed()
@@ -203,7 +203,7 @@ def _checked_option(name: str, hint: Any, values: list[str]) -> list[str]:
     words = [f"--value={values[0]}"] if len(values) == 1 else ["--value", *values]
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # tyro prints its own message
-            tyro.cli(alone, args=words, console_outputs=False, config=_STYLE)
+            tyro.cli(alone, args=words, console_outputs=False, config=STYLE)
     except SystemExit:
         literals = [str(part) for part in typing.get_args(hint)] if typing.get_origin(hint) is typing.Literal else []
         raise ConfigError(f"--{name}={given} must be {describe_type(hint)}.{did_you_mean(given, literals)}") from None
@@ -240,11 +240,16 @@ def _has_positional(args_type: Any) -> bool:
 
 def _call_tyro(args_type: Any, config: Config, options: list[str], is_help: bool, prog: str, description: str) -> Any:
     """Return an object with the program's own options as `.args` and the config as `.config`."""
+    type_ = options_type(args_type, config)
+    words = ["--help"] if is_help else options
+    return tyro.cli(type_, args=words, prog=prog, description=description, use_underscores=True, config=STYLE)
+
+
+def options_type(args_type: Any, config: Config) -> Any:
+    """Return a dataclass of a program's own options (`args`) and the fields of a config (`config`), for tyro."""
     flat = tyro.conf.arg(name="")
     fields: list[Any] = [("args", Annotated[args_type, flat]), ("config", Annotated[Config, flat], config)]
-    options_type = dataclasses.make_dataclass("Options", fields, frozen=True)
-    words = ["--help"] if is_help else options
-    return tyro.cli(options_type, args=words, prog=prog, description=description, use_underscores=True, config=_STYLE)
+    return dataclasses.make_dataclass("Options", fields, frozen=True)
 
 
 def _help_without_config(args_type: Any, prog: str, description: str) -> NoReturn:
@@ -257,7 +262,7 @@ def _help_without_config(args_type: Any, prog: str, description: str) -> NoRetur
         f"\n`{prog} --config configs/NAME.py --help` explains every field, with the values of that config.\n\n"
         "Options without a config:\n"
     )
-    tyro.cli(args_type, args=["--help"], prog=prog, use_underscores=True, config=_STYLE)
+    tyro.cli(args_type, args=["--help"], prog=prog, use_underscores=True, config=STYLE)
     raise SystemExit(0)
 
 

@@ -55,25 +55,25 @@ class Args:
     """Replace the file `out` if it exists."""
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Run `python -m tood_jax.cli.convert`."""
     argv = sys.argv[1:] if argv is None else argv
-    refuse_repeated_options(argv, PROG)
+    refuse_repeated_options(argv, prog)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option, default in (("--weights", ""), ("--step", "best"), ("--out", "")):
         early.add_argument(option, default=default, nargs="?")
     given = early.parse_known_args(argv)[0]
     source, stored = None, None
-    with report_errors(PROG):
+    with report_errors(prog):
         if given.weights and given.out:
             check_output(expand_home(given.out), expand_home(given.weights))
         if given.weights:
             source = open_source(expand_home(given.weights), parse_step(given.step or ""))
             if "config" in source.about and not any(word.split("=")[0] == "--config" for word in argv):
-                stored = config_of(source.about["config"], given.weights, PROG)
+                stored = config_of(source.about["config"], given.weights, prog)
     description = "Convert weights: mmdetection, the authors, torchvision, timm, .safetensors and runs of this package."
-    args, config = parse(Args, argv, prog=PROG, description=description, default_config=stored or "")
-    with report_errors(PROG):
+    args, config = parse(Args, argv, prog=prog, description=description, default_config=stored or "")
+    with report_errors(prog):
         if source is None or not args.out:
             raise ConfigError("Name the input and the output: --weights FILE_OR_RUN --out FILE_OR_FOLDER.")
         for line in convert(source, args, config):
@@ -150,7 +150,7 @@ def _write_file(
         names = class_names(classes)
     write_weights(args.out, tensors, None if backbone_only else names, about)
     message = f"Wrote {args.out}: {len(tensors)} tensors, named as by {kind}."
-    return [f"{message} Next: python train.py --config … --init_from {args.out}" if backbone_only else message]
+    return [f"{message} Next: tood train --config … --init_from {args.out}" if backbone_only else message]
 
 
 def _write_checkpoint(weights: Weights, classes: Classes | None, reason: str, args: Args, config: Config) -> list[str]:
@@ -172,7 +172,7 @@ def _write_checkpoint(weights: Weights, classes: Classes | None, reason: str, ar
         saved = store.save(0, nest(weights.tensors), about)
     if not saved or not list_steps(Path(args.out) / "checkpoints"):
         raise WeightsError(f"{args.out} could not be written.")
-    return [f"Wrote {args.out}, step 0. Next: python eval.py --checkpoint {args.out}"]
+    return [f"Wrote {args.out}, step 0. Next: tood eval --checkpoint {args.out}"]
 
 
 if __name__ == "__main__":

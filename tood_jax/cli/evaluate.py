@@ -36,13 +36,13 @@ class Args:
     """File for the detections as COCO results JSON; empty means STEP.results.json in the run's folder."""
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Run `eval.py`."""
     argv = sys.argv[1:] if argv is None else argv
     description = "Evaluate a checkpoint on the val split of its config, or of overrides."
-    args, config, checkpoint = parse_with_checkpoint(Args, argv, prog=PROG, description=description)
+    args, config, checkpoint = parse_with_checkpoint(Args, argv, prog=prog, description=description)
     use_compilation_cache()
-    with report_errors(PROG):
+    with report_errors(prog):
         out = Path(args.out) if args.out else checkpoint.folder.parent.parent / f"{checkpoint.step}.results.json"
         val = config.data.val
         check_output_file("--out", out, is_results_file, [val.images, val.annotations, args.checkpoint])

@@ -66,13 +66,13 @@ class Job:
     notes: list[str] = field(default_factory=list)  # printed after the results
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Run `predict.py`."""
     argv = sys.argv[1:] if argv is None else argv
     description = "Detect objects in images, draw them and write them as JSON."
-    args, config, checkpoint = parse_with_checkpoint(Args, argv, prog=PROG, description=description)
+    args, config, checkpoint = parse_with_checkpoint(Args, argv, prog=prog, description=description)
     use_compilation_cache()
-    with report_errors(PROG):
+    with report_errors(prog):
         job = plan_job(args)
         detector = TrainedDetector(load_trained_model(checkpoint, config), config)
         with contextlib.closing(JsonListWriter(job.out / RESULTS, job.out / PART)) as results:
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
                 above_threshold = _detect(job, args, detector, results)
                 results.finish()
             except BaseException as error:
-                print_warning(f"{PROG}: the detections so far ({results.rows}) are in {printable(results.part)}")
+                print_warning(f"{prog}: the detections so far ({results.rows}) are in {printable(results.part)}")
                 if not isinstance(error, KeyboardInterrupt):
                     raise
                 raise SystemExit(EXIT_STATUS[Reason.INTERRUPT]) from None

@@ -63,25 +63,25 @@ class Args:
     not need it."""
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Run `train.py`; its exit statuses are those of distributed/signals.py, and 1 for an error."""
     argv = sys.argv[1:] if argv is None else argv
     description = "Train a detector, or resume a run that was stopped."
-    args, config = parse(Args, argv, prog=PROG, description=description)
+    args, config = parse(Args, argv, prog=prog, description=description)
     use_compilation_cache()
     began = min(time.time(), psutil.Process().create_time())
     try:
-        with report_errors(PROG), report_full_disk(Path(config.workdir)):
+        with report_errors(prog), report_full_disk(Path(config.workdir)):
             is_own_config = starts_with_keys("name", "backbone")
             check_output_file("--train.workdir", Path(config.workdir) / "config.json", is_own_config)
             join()
             stopped = run(config, init_from=args.init_from, began=began).stopped
     except Stopped as early:
-        print_warning(f"{PROG}: stopped on request before the first step; nothing is lost.")
+        print_warning(f"{prog}: stopped on request before the first step; nothing is lost.")
         stopped = early.reason
         leave_at_once(EXIT_STATUS[stopped])
     except KeyboardInterrupt:
-        print_warning(f"{PROG}: stopped at once; the same command resumes from the newest checkpoint.")
+        print_warning(f"{prog}: stopped at once; the same command resumes from the newest checkpoint.")
         stopped = Reason.INTERRUPT
     if stopped:
         raise SystemExit(EXIT_STATUS[stopped])
@@ -142,7 +142,7 @@ def run(
             val_set=val_set,
         )
         if not outcome.stopped:
-            log.info(f"Done. Next: python eval.py --checkpoint {folder}")
+            log.info(f"Done. Next: tood eval --checkpoint {folder}")
         return outcome
 
 

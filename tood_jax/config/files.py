@@ -1,4 +1,7 @@
-"""Config files: Python files with a function `config()`, JSON files of `save_config`, and the folder configs/."""
+"""Config files: Python files with a function `config()`, JSON files of `save_config`, and the published configs.
+
+The published configs are the folder configs/ of the repository; an installed package has a copy of it (setup.py).
+"""
 
 import ast
 import importlib.util
@@ -11,9 +14,13 @@ from tood_jax.config.schema import Config
 from tood_jax.config.serialization import from_dict, load_config_json, to_dict
 from tood_jax.untrusted.terminal import print_warning
 
+_OWN_FOLDER = Path("configs")  # of the working directory
+
 
 def load_config(path: str) -> Config:
-    """Return the config of a Python file, of a JSON file, or of the file in configs/ that has this name.
+    """Return the config of a Python file, of a JSON file, or of a name of `find_configs`.
+
+    configs/NAME.py is also found where that folder does not exist, so that commands of the manual work everywhere.
 
     Raises:
         ConfigError: the file does not exist or has no `config()`, or what failed in it and in which line.
@@ -30,10 +37,35 @@ def load_config(path: str) -> Config:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def find_configs() -> dict[str, Path]:
+    """Return the published configs and the files of the working directory's folder configs/, by name, sorted.
+
+    The name of the published configs/rivals/NAME.py is rivals/NAME. A file here hides a published one of its name.
+    """
+    published = published_folder()
+    files = {file.relative_to(published).with_suffix("").as_posix(): file for file in published.rglob("*.py")}
+    files |= {file.stem: file.resolve() for file in _OWN_FOLDER.glob("*.py")}
+    return dict(sorted((name, file) for name, file in files.items() if not file.name.startswith("_")))
+
+
+def published_folder() -> Path:
+    """Return the folder with the published configs: that of the installed package, or of the repository."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
 def list_configs() -> list[tuple[str, str]]:
-    """Return names and first docstring lines of the files in configs/, sorted; nothing is run."""
-    files = sorted(file for file in _folder().glob("*.py") if not file.name.startswith("_"))
-    return [(file.stem, (_docstring(file) or "").strip().partition("\n")[0]) for file in files]
+    """Return names and first docstring lines of the configs that are in no subfolder, sorted; nothing is run."""
+    return [(name, docstring(file).partition("\n")[0]) for name, file in find_configs().items() if "/" not in name]
+
+
+def docstring(file: Path) -> str:
+    """Return the docstring of a Python file; "" if it has none, "(can't be read)" if it is not Python."""
+    try:
+        return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").strip()
+    except (SyntaxError, ValueError):
+        return "(can't be read)"
 
 
 def _run(file: Path, path: str) -> object:
@@ -57,27 +89,18 @@ def _run(file: Path, path: str) -> object:
         raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {text}.") from error
 
 
-def _docstring(file: Path) -> str | None:
-    try:
-        return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
-    except (SyntaxError, ValueError):
-        return "(can't be read)"
-
-
-def _folder() -> Path:
-    """The folder configs/ of the working directory, or else of the repository."""
-    here = Path("configs")
-    return here if here.is_dir() else Path(__file__).resolve().parents[2] / "configs"
-
-
 def _find(path: str) -> Path:
     file = Path(expand_home(path))
     if file.is_file():
         return file.resolve()
-    in_configs = _folder() / f"{path}.py"
-    if in_configs.is_file():
-        return in_configs.resolve()
-    folder = file.parent if file.parent.is_dir() and file.parent != Path() else _folder()
-    names = sorted(found.stem for found in folder.glob("*.py"))
-    listed = f" The folder {folder} has: {', '.join(names) or 'no configs'}."
+    known = find_configs()
+    name = path.removeprefix("configs/").removesuffix(".py")
+    if (own := _OWN_FOLDER / f"{name}.py").is_file():
+        return own.resolve()
+    if name in known:
+        return known[name]
+    has_folder = file.parent.is_dir() and file.parent != Path()
+    names = sorted(found.stem for found in file.parent.glob("*.py")) if has_folder else list(known)
+    where = f"The folder {file.parent} has" if has_folder else "There are"
+    listed = f" {where}: {', '.join(names) or 'no configs'}."
     raise ConfigError(f"There is no config {path}.{did_you_mean(file.stem, names, count=3, cutoff=0.4) or listed}")

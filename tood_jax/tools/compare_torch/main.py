@@ -94,12 +94,12 @@ class Weights(NamedTuple):
     description: str
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Run `compare_torch.py`; exit status 0 if all is within tolerance, 1 if not, 2 for invalid options."""
     argv = sys.argv[1:] if argv is None else argv
-    args, config = parse(Args, argv, prog=PROG, description=__doc__ or "")
+    args, config = parse(Args, argv, prog=prog, description=__doc__ or "")
     use_compilation_cache()
-    with report_errors(PROG):
+    with report_errors(prog):
         if args.json:
             is_own_format = starts_with_keys("config", "peer", "precision")
             check_output_file("--json", args.json, is_own_format, [args.checkpoint, *args.image])

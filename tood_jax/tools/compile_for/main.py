@@ -58,17 +58,17 @@ class Args:
     """Also write the compiled programs (HLO text) to this folder."""
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Run `compile_for.py`; exit status 1 if a program does not fit its device."""
     argv = sys.argv[1:] if argv is None else argv
-    args, config = parse(Args, argv, prog=PROG, description=__doc__ or "")
-    with report_errors(PROG):
+    args, config = parse(Args, argv, prog=prog, description=__doc__ or "")
+    with report_errors(prog):
         check_outputs(args)
         rows = compile_all(args, config)
     if args.json:
         versions: Row = {"jax": jax.__version__, "date": time.strftime("%Y-%m-%d")}
         versions["effort"] = jax.config.jax_exec_time_optimization_effort  # type: ignore[attr-defined]
-        record = {"command": [PROG, *argv], **versions, "config": to_dict(config), "rows": rows}
+        record = {"command": [prog, *argv], **versions, "config": to_dict(config), "rows": rows}
         write_atomically(args.json, f"{json.dumps(record, indent=1)}\n".encode())
     fitting = {row["program"] for row in rows if row["fits"]}
     raise SystemExit(0 if fitting == set(programs(args)) else 1)

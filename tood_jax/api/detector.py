@@ -1,20 +1,21 @@
-"""A trained detector in Python: `detector = tood_jax.load("runs/mine")`, then `detector("street.jpg")`."""
+"""Load a trained detector, and detect objects in images."""
 
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import numpy as np
 
+from tood_jax.api.detections import Detections
+from tood_jax.api.images import Image, is_single, list_images, to_pixels
 from tood_jax.checkpoint.reader import check_same_leaves, named_leaves
 from tood_jax.checkpoint.store import Checkpoint, CheckpointError, open_checkpoint
 from tood_jax.config import Config
 from tood_jax.config.validation import stored_config
 from tood_jax.data.dataset import ClassInfo, class_names
-from tood_jax.data.errors import DataError
-from tood_jax.data.image_io import decode_image
-from tood_jax.data.preprocess import single_image_batch
+from tood_jax.data.preprocess import canvases, choose_canvas, empty_batch, preprocess, write_sample
 from tood_jax.distributed.sharding import make_mesh, replicated
 from tood_jax.evaluation.predict import ImageDetections, compile_detect_step, detect_batches
 from tood_jax.models.build import build_model
@@ -51,20 +52,44 @@ class TrainedDetector:
         """Name of each label."""
         return class_names(self.classes)
 
-    def __call__(self, image: str | Path | np.ndarray) -> ImageDetections:
-        """Detect objects in an image.
+    @overload
+    def __call__(self, images: str, threshold: float = ..., batch: int = ...) -> Any: ...
+
+    @overload
+    def __call__(self, images: Path | np.ndarray, threshold: float = ..., batch: int = ...) -> Detections: ...
+
+    @overload
+    def __call__(
+        self, images: Sequence[Image] | Iterator[Image], threshold: float = ..., batch: int = ...
+    ) -> list[Detections]: ...
+
+    @overload
+    def __call__(self, images: Image, threshold: float = ..., batch: int = ...) -> Any: ...
+
+    def __call__(self, images: Any, threshold: float = 0.0, batch: int = 1) -> Any:
+        """Detect objects in one or several images.
 
         Args:
-            image: the path of an image file, or uint8 RGB values [height, width, 3].
+            images: an image: the path of a file, uint8 RGB values [height, width, 3] or a PIL image; or several: a
+                glob, a list or another iterable of images.
+            threshold: smallest score of a detection, 0–1; those below detect.score_threshold never appear.
+            batch: number of images that are computed together. Several images of the same canvas fill a batch; a last
+                batch is padded, so that each canvas is compiled once.
 
         Returns:
-            The detections, best first: boxes [k, 4] xyxy in pixels of the image, scores [k] in 0–1 and labels [k],
-            which are positions in `class_names`.
+            The detections of an image, or a list of them in the order of the images.
 
         Raises:
-            DataError: the file cannot be read, or the array is not uint8 [height, width, 3].
+            DataError: an image cannot be read or has another type, or a glob matches no file.
+            ValueError: `threshold` or `batch` is out of range.
         """
-        return self.detect(single_image_batch(self._pixels(image), self.config.data))
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold} must be a number from 0 to 1.")
+        if batch < 1:
+            raise ValueError(f"batch={batch} must be at least 1.")
+        if is_single(images):
+            return self._detect_all([images], 1)[0].above(threshold)
+        return [found.above(threshold) for found in self._detect_all(list(list_images(images)), batch)]
 
     def detect(self, batch: Batch) -> ImageDetections:
         """Return the detections of a batch of one image, as `single_image_batch` makes it."""
@@ -72,14 +97,32 @@ class TrainedDetector:
         (found,) = detect_batches(self._step, params, batch_stats, [batch], self._mesh)
         return found
 
-    def _pixels(self, image: str | Path | np.ndarray) -> np.ndarray:
-        if not isinstance(image, np.ndarray):
-            return decode_image(image, bit_depth=self.config.data.bit_depth)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise DataError(
-                f"an image must be uint8 RGB values [height, width, 3], not {image.dtype} {list(image.shape)}."
-            )
-        return image
+    def _detect_all(self, images: Sequence[Image], rows: int) -> list[Detections]:
+        """Return the detections of each image, computed in batches of `rows` images."""
+        params, batch_stats = self._weights
+        found = detect_batches(self._step, params, batch_stats, self._batches(images, rows), self._mesh)
+        ordered = sorted(found, key=lambda one: one.image_index)
+        bit_depth = self.config.data.bit_depth
+        return [
+            Detections(one.boxes, one.scores, one.labels, self.classes, image, bit_depth)
+            for one, image in zip(ordered, images, strict=True)
+        ]
+
+    def _batches(self, images: Sequence[Image], rows: int) -> Iterator[Batch]:
+        """Yield batches of images of the same canvas, the incomplete ones at the end."""
+        data = self.config.data
+        options = canvases(data)
+        incomplete: dict[tuple[int, int], tuple[Batch, int]] = {}
+        for index, image in enumerate(images):
+            pixels = to_pixels(image, data.bit_depth)
+            canvas, size = choose_canvas(pixels.shape[:2], data.eval_short_side, data.max_long_side, options)
+            batch, used = incomplete.pop(canvas) if canvas in incomplete else (empty_batch(rows, canvas, 1), 0)
+            write_sample(batch, used, preprocess(pixels, size), index)
+            if used + 1 == rows:
+                yield batch
+            else:
+                incomplete[canvas] = batch, used + 1
+        yield from (batch for batch, _ in incomplete.values())
 
 
 def load(checkpoint: str | Path, step: int | Literal["best", "latest"] = "best") -> TrainedDetector:
