@@ -183,15 +183,28 @@ def test_images_are_independent():
         jax.tree.map(lambda x, y, i=i: np.testing.assert_array_equal(x[i], y[0]), found, alone)
 
 
-def test_quality_enters_after_the_selection():
+def test_a_product_with_the_quality_is_taken_after_the_selection():
     """The product orders and scores the detections, while threshold and top-k see the class score alone."""
     quality = np.float32([[0.1, 1.0, 1.0, 1.0, 1.0, 1.0]])
     plain = detect_in(one_image(), max_detections=6)
     product = detect_in(one_image(quality=quality), max_detections=6)
-    mean = detect_in(one_image(quality=quality), max_detections=6, geometric_mean=True)
     assert float(plain.scores[0, 0]) == pytest.approx(0.9)
     assert float(product.scores[0, 0]) == pytest.approx(0.8)  # the box of 0.9 · 0.1 = 0.09 is suppressed by this one
-    assert float(mean.scores[0, 0]) == pytest.approx(0.8**0.5)
+    above_quality = detect_in(one_image(quality=quality / 2), max_detections=6, score_threshold=0.6)
+    assert (above_quality.scores > 0).sum() > 1
+    assert float(above_quality.scores[0, 0]) == pytest.approx(0.4)
+
+
+def test_a_geometric_mean_with_the_quality_is_what_threshold_and_top_k_see():
+    """PAA and OTA: a low class score with a high quality is a candidate, a high one with a low quality is not."""
+    quality = np.float32([[0.1, 1.0, 1.0, 1.0, 1.0, 1.0]])
+    every = detect_in(one_image(quality=quality), max_detections=6, geometric_mean=True)
+    assert float(every.scores[0, 0]) == pytest.approx(0.8**0.5)
+    assert 0.2 in every.scores[0].round(4)  # its class score is 0.04, below the threshold
+    for threshold in (0.1, 0.85):
+        some = detect_in(one_image(quality=quality), max_detections=6, geometric_mean=True, score_threshold=threshold)
+        expected = np.where(every.scores > threshold, every.scores, 0)
+        np.testing.assert_allclose(some.scores, expected)
 
 
 def test_the_margin_of_the_clip():

@@ -122,7 +122,7 @@ def detect(
         sizes: (height, width) of the image in the canvas, pixels.
         scales: (y, x), canvas pixels per original pixel.
         quality: 0–1, centerness or IoU; multiplies the scores of the candidates (after threshold and top-k).
-        geometric_mean: the square root of that product instead.
+        geometric_mean: the square root of that product instead, before threshold and top-k.
         score_voting: `vote` on the boxes that NMS kept.
 
     Returns:
@@ -131,6 +131,10 @@ def detect(
 
     def one(scores, boxes, valid, size, scale, quality):
         per_pixel = jnp.tile(scale[::-1], 2)
+        if quality is not None:
+            quality = jnp.where(jnp.isfinite(quality), quality, 0)
+            if geometric_mean:
+                scores = jnp.sqrt(scores * quality[:, None])
         is_box = jnp.isfinite(boxes / per_pixel).all(axis=-1)  # before a clip hides it
         is_score = jnp.isfinite(scores)
         dropped = valid[:, None] & (~is_score | ((scores > score_threshold) & ~is_box[:, None]))
@@ -144,9 +148,8 @@ def detect(
             score_threshold=score_threshold,
             per_level=candidates_per_level,
         )
-        if quality is not None:
-            scores = scores * jnp.where(jnp.isfinite(quality), quality, 0)[locations]
-            scores = jnp.sqrt(scores) if geometric_mean else scores
+        if quality is not None and not geometric_mean:
+            scores = scores * quality[locations]
         boxes = boxes[locations] / per_pixel
         scores = jnp.where((boxes[:, 2:] > boxes[:, :2]).all(axis=-1), scores, 0)  # boxes without area go
         keep = nms(boxes, scores, labels, iou_threshold=nms_iou, max_detections=max_detections)

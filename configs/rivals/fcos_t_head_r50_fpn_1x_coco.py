@@ -15,8 +15,9 @@ from tood_jax.config.presets import tood_r50_fpn_1x_coco
 
 
 def config() -> Config:
+    base = tood_r50_fpn_1x_coco()
     return replace(
-        tood_r50_fpn_1x_coco(),
+        base,
         name="fcos_t_head_r50_fpn_1x_coco",
         neck=NeckConfig(extra_levels="on_output", relu_before_p7=True),
         head=HeadConfig(
@@ -36,5 +37,6 @@ def config() -> Config:
             box_weight="centerness",
             box_loss_weight=1.0,
         ),
+        optimizer=replace(base.optimizer, warmup_factor=1 / 3),
         detect=DetectConfig(clip_boxes=True),
     )

@@ -34,7 +34,7 @@ def config() -> Config:
             cls_target="one",
             normalizer="positives",
             box="giou",
-            box_weight="one",
+            box_weight="iou",
             box_loss_weight=2.0,
             quality_loss_weight=0.5,
         ),

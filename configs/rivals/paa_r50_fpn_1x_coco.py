@@ -25,7 +25,7 @@ def config() -> Config:
         loss=LossConfig(
             cls="focal",
             cls_target="one",
-            normalizer="positives_per_image",
+            normalizer="positives",
             box="giou",
             box_weight="iou",
             box_loss_weight=1.3,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import random_batch, tiny_config
+from tood_jax.config import BackboneConfig
 from tood_jax.config.files import load_config
 from tood_jax.distributed.sharding import make_mesh, put_batch, replicated
 from tood_jax.models.build import build_model
@@ -103,14 +104,17 @@ def test_eight_devices_equal_one(one, tmp_path):
 
 
 @pytest.mark.slow
-def test_accumulation_averages_its_parts(one, tmp_path):
-    """Two equal halves: their average is the gradient of either, so the update equals that of one half."""
-    half = random_batch(4)
-    interleaved = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), half)  # rows k, k + 2, … make up part k
-    _, rows = Setup(tmp_path, accumulate=2).run(1, interleaved)
-    _, reference = Setup(tmp_path, batch_size=4).run(1, half)
-    for name in ("loss_cls", "loss_box", "grad_norm"):
-        assert rows[0][name] == pytest.approx(reference[0][name], rel=1e-4)
+def test_a_step_in_parts_equals_the_whole_step(tmp_path):
+    """With the network, on two devices, in both phases; tests/training/test_accumulation.py has every loss."""
+    backbone = BackboneConfig(depth=18, width=8, norm="group", frozen_stages=-1)
+    batch = random_batch(8)
+    state, rows = Setup(tmp_path, backbone=backbone).run(3, batch)
+    in_parts, rows_in_parts = Setup(tmp_path, accumulate=2, devices=2, backbone=backbone).run(3, batch)
+    assert [row["task_aligned"] for row in rows] == [0, 0, 1]
+    for row, expected in zip(rows_in_parts, rows, strict=True):
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    for a, b in zip(jax.tree.leaves(in_parts.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
 
 
 @pytest.mark.slow

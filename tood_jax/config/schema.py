@@ -285,7 +285,9 @@ class TrainConfig:
     batch_size: Annotated[int, Range(1, 100_000)] = 16
     """Images per step, over all devices and processes."""
     accumulate_steps: Annotated[int, Range(1, 100_000)] = 1
-    """Split the batch into this many parts and add their gradients, to save memory."""
+    """Split the batch into this many parts and add their gradients, to save memory. Losses and gradients equal those of
+    the whole batch, but for backbone.norm = batch, whose statistics are those of each part. Two or more parts cost one
+    more forward pass."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; parameters, scores, boxes, assignment and losses stay in float32."""
     remat: Literal["none", "blocks"] = "none"
@@ -356,7 +358,8 @@ class DetectConfig:
     """After NMS, replace each box by the mean of the candidates of its class around it, weighted by score and IoU
     (PAA)."""
     quality_fusion: Literal["product", "geometric_mean"] = "product"
-    """Final score with a quality branch: score · quality, or its square root (PAA, OTA)."""
+    """Final score with a quality branch: score · quality, after threshold and top-k; or its square root, which these
+    select by (PAA, OTA)."""
 
 
 @accept_old_names("")

@@ -5,7 +5,8 @@ loss of all other detectors; `config.loss` composes it. A new classification or 
 in CLS_LOSSES or BOX_LOSSES.
 
 Axes: B images · N predictions of all levels · M padded objects · C classes. Boxes are xyxy in canvas pixels unless the
-name says strides. Sums run over the whole (global) batch: on a mesh, a sum over a sharded array is global.
+name says strides. Sums run over the whole (global) batch: on a mesh, a sum over a sharded array is global. Where a step
+has several parts (`train.accumulate_steps`), the losses of each are divided by the sums over all (`Divisors`).
 """
 
 from collections.abc import Callable
@@ -47,6 +48,21 @@ def loss_parts(config: Config) -> tuple[str, ...]:
     return ("cls", "box", *quality, *distribution)
 
 
+class Divisors(NamedTuple):
+    """Sums over the images of a batch that the parts of its loss are divided by, constants to autodiff.
+
+    The parts of an accumulated step add theirs (`tood_jax/training/train_step.py`); each is at least 1 after that.
+    """
+
+    cls: Float[Array, ""]  # of `config.loss.normalizer`
+    box: Float[Array, ""]  # Σ of the box weights, also of the distributions
+    quality: Float[Array, ""]  # positives
+
+    def at_least_one(self) -> "Divisors":
+        """Return what the losses are divided by; it applies to the sums of the whole step."""
+        return Divisors(*(jnp.maximum(x, 1) for x in self))
+
+
 class TargetSummary(NamedTuple):
     """Sums over the objects and positives of a batch, float32, constants to autodiff."""
 
@@ -55,15 +71,16 @@ class TargetSummary(NamedTuple):
     target_sum: Float[Array, ""]  # of the classification targets of the positives (TOOD: Σ t̂)
     iou_sum: Float[Array, ""]  # of the IoU of the positives: of the predicted box with the object
     rescued: Float[Array, ""]  # objects whose locations ATSS chose in the task-aligned phase
+    divisors: Divisors  # before the minimum of 1
 
 
 class LossTerms(NamedTuple):
-    """Classification and box loss of each prediction, and what the other parts are weighted by."""
+    """Classification and box loss of each prediction before the division, and what the other parts need."""
 
-    cls: Float[Array, "b n"]  # normalised
-    box: Float[Array, "b n"]  # weighted and normalised
+    cls: Float[Array, "b n"]
+    box: Float[Array, "b n"]  # weighted
     box_weight: Float[Array, "b n"]  # 0 where there is no object
-    box_normalizer: Float[Array, ""]
+    divisors: Divisors  # before the minimum of 1
     target_sum: Float[Array, ""]  # Σ of the classification targets
 
 
@@ -73,13 +90,14 @@ def detection_losses(pred: Predictions, batch: Batch, in_tal_phase: Any, config:
 
 
 def losses_and_targets(
-    pred: Predictions, batch: Batch, in_tal_phase: Any, config: Config
+    pred: Predictions, batch: Batch, in_tal_phase: Any, config: Config, divisors: Divisors | None = None
 ) -> tuple[Losses, TargetSummary]:
     """Return the losses of a batch and a summary of the targets behind them.
 
     Args:
         pred: of the batch's canvas.
         in_tal_phase: bool, may be traced; for the task_aligned assigner only: False in the ATSS warm-up, True after it.
+        divisors: sums over the step that this batch is a part of; None if the batch is the whole step.
     """
     locations = batch_locations(batch, config)
 
@@ -96,43 +114,43 @@ def losses_and_targets(
         terms = lax.cond(in_tal_phase, composed, warm_up, pred, targets)
     else:
         terms = composed_loss(pred, targets, locations, config)
+    divisor = (terms.divisors if divisors is None else divisors).at_least_one()
 
     quality = distribution = jnp.zeros_like(terms.cls)
     if pred.quality is not None:
         quality_target = getattr(targets, config.head.quality)
         quality = jnp.where(targets.positive, optax.sigmoid_binary_cross_entropy(pred.quality, quality_target), 0)
-        quality = quality * config.loss.quality_loss_weight / _count_positives(targets, config.loss)
+        quality = quality * config.loss.quality_loss_weight / divisor.quality
     if config.head.box_coding == "binned_distances":
         distribution = _distribution_losses(pred, targets, locations) * terms.box_weight
-        distribution = distribution * config.loss.distribution_loss_weight / terms.box_normalizer
+        distribution = distribution * config.loss.distribution_loss_weight / divisor.box
 
     def by_level(x):  # five sums: what devices exchange are five numbers, not N
         return jnp.stack([x[:, level].sum() for level in locations.pyramid.level_slices])
 
-    losses = Losses(*(by_level(x) for x in (terms.cls, terms.box, quality, distribution)))
-    return losses, lax.stop_gradient(_summarize(batch, targets, terms.target_sum, assignment, by_level))
+    parts = (terms.cls / divisor.cls, terms.box / divisor.box, quality, distribution)
+    summary = _summarize(batch, targets, terms, assignment, by_level)
+    return Losses(*(by_level(x) for x in parts)), lax.stop_gradient(summary)
 
 
 def warm_up_loss(pred: Predictions, targets: Targets, locations: Locations, config: Config) -> LossTerms:
     """Return TOOD's loss while ATSS assigns (published code); of `config.loss` it reads box_loss_weight alone.
 
-    Focal loss towards 1, divided by the number of positives; GIoU weighted by centerness, divided by its sum. Both
-    divisors are at least 1.
+    Focal loss towards 1, divided by the number of positives; GIoU weighted by centerness, divided by its sum.
     """
     target = targets.positive.astype(targets.iou.dtype)
     weight = jnp.where(targets.positive, targets.centerness, 0)
-    normalizer = jnp.maximum(weight.sum(), 1)
-    cls = focal_loss(pred.scores, targets.one_hot(target, pred.scores.shape[-1]))
-    cls = _sum_over_classes(cls, targets) / jnp.maximum(target.sum(), 1)
-    box = _giou_losses(pred, targets, locations, targets.positive) * weight * config.loss.box_loss_weight / normalizer
-    return LossTerms(cls, box, weight, normalizer, target.sum())
+    cls = _sum_over_classes(focal_loss(pred.scores, targets.one_hot(target, pred.scores.shape[-1])), targets)
+    box = _giou_losses(pred, targets, locations, targets.positive) * weight * config.loss.box_loss_weight
+    divisors = Divisors(cls=target.sum(), box=weight.sum(), quality=_count_positives(targets, config.loss))
+    return LossTerms(cls, box, weight, divisors, target.sum())
 
 
 def composed_loss(pred: Predictions, targets: Targets, locations: Locations, config: Config) -> LossTerms:
     """Return the loss that `config.loss` composes.
 
     As published for TOOD (equations 11 and 12): quality focal loss towards t̂, divided by Σ t̂; GIoU in strides weighted
-    by t̂, divided by Σ t̂. Every divisor is taken over the global batch and is at least 1.
+    by t̂, divided by Σ t̂.
     """
     loss, num_classes = config.loss, pred.scores.shape[-1]
     one = jnp.ones_like(targets.iou)
@@ -142,28 +160,29 @@ def composed_loss(pred: Predictions, targets: Targets, locations: Locations, con
     weight = jnp.where(targets.positive, values[loss.box_weight], 0)
 
     count = _count_positives(targets, loss)
-    cls_normalizer = {
-        "targets": jnp.maximum(target.sum(), 1),
-        "positives_and_images": targets.positive.sum() + len(targets.positive),
-    }.get(loss.normalizer, count)
-    box_normalizer = count if loss.box_weight == "one" else jnp.maximum(weight.sum(), 1)
+    by_normalizer = {"targets": target.sum(), "positives_and_images": count + len(targets.positive)}
+    divisors = Divisors(
+        cls=by_normalizer.get(loss.normalizer, count),
+        box=count if loss.box_weight == "one" else weight.sum(),
+        quality=count,
+    )
 
     cls = CLS_LOSSES[loss.cls](pred.scores, targets.one_hot(target, num_classes), loss)
-    cls = _sum_over_classes(cls, targets) / cls_normalizer
-    box = BOX_LOSSES[loss.box](pred, targets, locations) * weight * loss.box_loss_weight / box_normalizer
-    return LossTerms(cls, box, weight, box_normalizer.astype(weight.dtype), target.sum())
+    cls = _sum_over_classes(cls, targets)
+    box = BOX_LOSSES[loss.box](pred, targets, locations) * weight * loss.box_loss_weight
+    return LossTerms(cls, box, weight, divisors, target.sum())
 
 
 def _sum_over_classes(cls: Float[Array, "b n c"], targets: Targets) -> Float[Array, "b n"]:
     return jnp.where(targets.counted[..., None], cls, 0).sum(axis=2)
 
 
-def _count_positives(targets: Targets, loss: LossConfig) -> Array:
-    """Return the number of positives of the batch, at least 1 (or at least 1 per image)."""
+def _count_positives(targets: Targets, loss: LossConfig) -> Float[Array, ""]:
+    """Return the number of positives of the batch, where the normalizer says so counting at least 1 per image."""
     per_image = targets.positive.sum(axis=1)  # [B]
     if loss.normalizer == "positives_per_image":
-        return jnp.maximum(per_image, 1).sum()
-    return jnp.maximum(per_image.sum(), 1)
+        per_image = jnp.maximum(per_image, 1)
+    return per_image.sum().astype(targets.iou.dtype)
 
 
 def _giou_losses(
@@ -233,7 +252,7 @@ BOX_LOSSES: dict[str, Callable[[Predictions, Targets, Locations], Array]] = {
 def _summarize(
     batch: Batch,
     targets: Targets,
-    target_sum: Float[Array, ""],
+    terms: LossTerms,
     assignment: Assignment,
     by_level: Callable[[Array], Array],
 ) -> TargetSummary:
@@ -241,7 +260,8 @@ def _summarize(
     return TargetSummary(
         objects=batch.gt_mask.sum().astype(jnp.float32),
         positives=by_level(targets.positive).astype(jnp.float32),
-        target_sum=target_sum,
+        target_sum=terms.target_sum,
         iou_sum=jnp.where(targets.positive, targets.iou, 0).sum(),
         rescued=rescued.astype(jnp.float32),
+        divisors=terms.divisors,
     )
