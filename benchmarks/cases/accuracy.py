@@ -18,7 +18,6 @@ repeated, and a stopped one is resumed: --runs is the folder of all. A short run
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -222,20 +221,15 @@ def _initial_variables(setting: Setting, config: Config, names: tuple[str, ...],
 
 
 def check(run: Run, args: Args) -> list[CheckedValue]:
-    """Return the first batch of both sides compared, and print it.
+    """Return the first batch of both sides compared, and print it; a comparison that exists is read.
 
     Raises:
         SystemExit: a loss differs by more than `CHECK_TOLERANCE`, or the batches have different sizes or objects.
     """
-    file = run.folder / "check.npz"
+    file = run.folder / "check.json"
     if not file.exists():
-        _run_mmdetection(run, run.folder, args, "--check")
-    train_set = filter_for_training(load_dataset(run.config.data.train), run.config.data)
-    weights = read_weights(run.folder / "initial.safetensors").tensors
-    variables = import_state_dict(weights, run.config)
-    phases = PHASES if run.config.assigner.kind == "task_aligned" else PHASES[1:]
-    with np.load(file) as mmdetection:
-        values = compare_first_batch(first_batch(run.config, train_set, variables), mmdetection, phases)
+        write_atomically(file, json.dumps(_compare_first_batch(run, args)).encode())
+    values = [CheckedValue(*value) for value in json.loads(file.read_text(encoding="utf-8"))]
     print_table(
         f"First batch of {run.setting.name}, equal weights",
         ["", OURS, MMDETECTION, "difference"],
@@ -247,6 +241,15 @@ def check(run: Run, args: Args) -> list[CheckedValue]:
     return values
 
 
+def _compare_first_batch(run: Run, args: Args) -> list[CheckedValue]:
+    _run_mmdetection(run, run.folder, args, "--check")
+    train_set = filter_for_training(load_dataset(run.config.data.train), run.config.data)
+    variables = import_state_dict(read_weights(run.folder / "initial.safetensors").tensors, run.config)
+    phases = PHASES if run.config.assigner.kind == "task_aligned" else PHASES[1:]
+    with np.load(run.folder / "check.npz") as mmdetection:
+        return compare_first_batch(first_batch(run.config, train_set, variables), mmdetection, phases)
+
+
 def train_side(run: Run, side: str, args: Args) -> dict[str, Any]:
     """Return metrics (in %) and curve of one run by one side, which is trained unless it is finished.
 
@@ -256,13 +259,11 @@ def train_side(run: Run, side: str, args: Args) -> dict[str, Any]:
     file = folder / "result.json"
     if not file.exists():
         folder.mkdir(exist_ok=True)
-        begin = time.time()
         detections, curve = SIDES[side](run, folder, args)
         result = {
             "setting": run.setting.name,
             "side": side,
             "seed": run.seed,
-            "seconds": time.time() - begin,
             "metrics": metrics_of(detections, run.config),
             "curve": curve,
         }

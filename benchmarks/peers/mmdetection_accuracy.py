@@ -15,6 +15,7 @@ writes check.npz: the first batch as the network reads it, and its losses and gr
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    # mmengine's checkpoints hold objects of its log, which PyTorch loads only so; the files are this program's own.
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
     register_all_modules()
     job = read_job(args.job)
     config = from_dict(job.config)

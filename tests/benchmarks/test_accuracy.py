@@ -147,6 +147,17 @@ def test_the_table_has_a_row_for_each_metric():
     assert accuracy.table_rows(results[:1], [accuracy_settings.OURS])[0] == ["AP", "10.00 (one seed)"]
 
 
+def test_a_comparison_that_exists_is_read_and_a_large_difference_ends_the_run(tmp_path, capsys):
+    run = accuracy.Run(SETTINGS["tood_small"], 0, accuracy_settings.small_tood(), tmp_path)
+    file = tmp_path / "check.json"
+    file.write_text(json.dumps([["trained loss cls", 1.0, 1.0001, 1e-4]]), encoding="utf-8")
+    assert accuracy.check(run, accuracy.Args())[0].mmdetection == 1.0001
+    assert "| trained loss cls | 1        | 1.0001      | 1.0e-04    |" in capsys.readouterr().out
+    file.write_text(json.dumps([["trained loss cls", 1.0, 1.1, 0.09]]), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"the first batch differs by 9.0e-02, more than 0\.001"):
+        accuracy.check(run, accuracy.Args())
+
+
 def first_batch(**changes):
     arrays = {"images": np.ones((2, 3, 4, 4)), "boxes_0": np.ones((1, 4)), "labels_0": np.zeros(1)}
     return arrays | {"warm_up_loss_cls": np.ones(5), "trained_loss_cls": np.ones(5), **changes}
