@@ -1,9 +1,11 @@
 """Training runs behind a table: start train.py in a process of its own, and read the results of the run."""
 
 import json
+import math
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -66,3 +68,47 @@ def final_metrics(folder: Path) -> dict[str, float] | None:
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and standard deviation (n − 1; 0 for a single value)."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+class SeedSummary(NamedTuple):
+    """A metric over the seeds of one side."""
+
+    mean: float
+    deviation: float | None  # standard deviation (n − 1); None for a single seed
+    error: float | None  # standard error of the mean
+    seeds: int
+
+    def __str__(self) -> str:
+        if self.deviation is None or self.error is None:
+            return f"{self.mean:.2f} (one seed)"
+        return f"{self.mean:.2f} ± {self.deviation:.2f} (error {self.error:.2f})"
+
+
+class Difference(NamedTuple):
+    """The difference of two sides, whose seeds are taken as independent."""
+
+    value: float  # first − second
+    error: float | None  # standard error; None where a side has a single seed
+
+    @property
+    def in_errors(self) -> float | None:
+        """The difference in units of its standard error; None if that is unknown or 0."""
+        return self.value / self.error if self.error else None
+
+    def __str__(self) -> str:
+        return f"{self.value:+.2f}" + ("" if self.in_errors is None else f" ({self.in_errors:+.1f} errors)")
+
+
+def summarize_seeds(values: Sequence[float]) -> SeedSummary:
+    """Return mean, standard deviation and standard error of one value per seed; there must be at least one."""
+    mean, deviation = mean_and_deviation(values)
+    if len(values) == 1:
+        return SeedSummary(mean, None, None, 1)
+    return SeedSummary(mean, deviation, deviation / math.sqrt(len(values)), len(values))
+
+
+def seed_difference(first: SeedSummary, second: SeedSummary) -> Difference:
+    """Return first − second with its standard error, √(e₁² + e₂²)."""
+    errors = (first.error, second.error)
+    known = [error for error in errors if error is not None]
+    return Difference(first.mean - second.mean, math.hypot(*known) if len(known) == len(errors) else None)
