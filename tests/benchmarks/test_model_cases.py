@@ -1,10 +1,10 @@
-"""Cases that run a whole model: train_step and inference."""
+"""Cases that run a whole model: train_step, padding and inference."""
 
 from dataclasses import replace
 
 import pytest
 
-from benchmarks.cases import inference, train_step
+from benchmarks.cases import inference, padding, train_step
 from tests.benchmarks.timings import CANVAS, PROGRAM_FIELDS, check_timing
 from tests.tiny import tiny_config
 from tood_jax.config import save_config
@@ -24,6 +24,18 @@ def config_file(tmp_path):
     file = tmp_path / "tiny.json"
     save_config(config, file)
     return file
+
+
+@pytest.mark.slow
+def test_padding(measured, config_file, capsys):
+    report = measured(padding, "--config", str(config_file), "--batch=2", "--objects=3", *CANVAS)
+    assert [row["padding"] for row in report["results"]] == ["canvas", "masked"]
+    for row in report["results"]:
+        check_timing(row)
+        assert row["flops"] > 0
+    medians = [row["median_seconds"] for row in report["results"]]
+    assert report["masked_over_canvas"] == pytest.approx(medians[1] / medians[0])
+    assert "masked / canvas: " in capsys.readouterr().out
 
 
 @pytest.mark.slow
