@@ -11,7 +11,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ from tood_jax.models.build import build_model
 from tood_jax.training.train_step import warmup_steps
 
 NAME = "padding"
-PADDINGS = ("canvas", "masked")
+PADDINGS: tuple[Literal["canvas", "masked"], ...] = ("canvas", "masked")
 
 
 @dataclass(frozen=True)
