@@ -32,7 +32,14 @@ from benchmarks.harness.options import ROOT, Options, read_options
 from benchmarks.harness.report import Report, begin_report, finish_report
 from benchmarks.harness.tables import print_table
 from benchmarks.harness.training_runs import run_train, seed_difference, summarize_seeds
-from benchmarks.peers.accuracy_check import PHASES, CheckedValue, compare_first_batch, first_batch, worst_difference
+from benchmarks.peers.accuracy_check import (
+    MMDETECTION_PARTS,
+    PHASES,
+    CheckedValue,
+    compare_first_batch,
+    first_batch,
+    worst_difference,
+)
 from benchmarks.peers.accuracy_job import TrainingJob, planned_rows
 from tood_jax.config import Config, SplitConfig, save_config, to_dict
 from tood_jax.data.dataset import Dataset, class_names
@@ -41,6 +48,7 @@ from tood_jax.data.sampler import TrainSampler
 from tood_jax.data.transforms import resized_size
 from tood_jax.evaluation.coco_ap import evaluate
 from tood_jax.files import write_atomically
+from tood_jax.geometry.locations import IMAGE_MULTIPLE
 from tood_jax.models.build import build_model
 from tood_jax.training.state import init_variables
 from tood_jax.types import Tree
@@ -52,9 +60,8 @@ NAME = "accuracy"
 METRICS = ("AP", "AP50", "AP75")
 CHECK_TOLERANCE = 1e-3  # relative, of each loss of the first batch
 CURVE = ("loss", "loss_cls", "loss_box", "loss_quality", "grad_norm", "learning_rate")
-MMDETECTION_NAMES = {"loss_bbox": "loss_box", "loss_centerness": "loss_quality"}
+OUR_NAMES = {theirs: f"loss_{part}" for part, theirs in MMDETECTION_PARTS.items()}
 DETECTIONS = "detections.bbox.json"  # written by mmdetection
-CANVAS_MULTIPLE = 32  # pixels; mmdetection pads a batch to the next multiple of its largest sides
 
 
 @dataclass(frozen=True)
@@ -194,7 +201,7 @@ def all_canvases(sets: Sequence[Dataset], config: Config) -> tuple[tuple[int, in
         for dataset in sets
         for image in dataset.images
     ]
-    heights, widths = ({-(-size[axis] // CANVAS_MULTIPLE) * CANVAS_MULTIPLE for size in sizes} for axis in (0, 1))
+    heights, widths = ({-(-size[axis] // IMAGE_MULTIPLE) * IMAGE_MULTIPLE for size in sizes} for axis in (0, 1))
     return tuple((height, width) for height in sorted(heights) for width in sorted(widths))
 
 
@@ -333,7 +340,7 @@ def windows(rows: Iterable[dict[str, float]], size: int) -> list[dict[str, float
     Args:
         rows: of mmdetection, by step 1, 2, …; of a step that occurs twice (after resuming) the last counts.
     """
-    steps = {int(row["step"]): {MMDETECTION_NAMES.get(name, name): row[name] for name in row} for row in rows}
+    steps = {int(row["step"]): {OUR_NAMES.get(name, name): row[name] for name in row} for row in rows}
     ordered = [steps[step] for step in sorted(steps)]
     parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     return [

@@ -16,13 +16,18 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from benchmarks.harness.inputs import random_batch, random_variables
-from benchmarks.harness.options import ModelOptions, read_options_and_config
+from benchmarks.harness.inputs import random_variables
+from benchmarks.harness.options import TrainingStepOptions, read_options_and_config
 from benchmarks.harness.programs import device_mesh
 from benchmarks.harness.report import Report, begin_report, finish_report
 from benchmarks.harness.tables import format_milliseconds, print_table, to_mebibytes
 from benchmarks.harness.timing import time_interleaved
-from benchmarks.harness.training_step import STEPS_PER_EPOCH, compile_training_step, with_negligible_learning_rate
+from benchmarks.harness.training_step import (
+    STEPS_PER_EPOCH,
+    compile_training_step,
+    random_training_batch,
+    with_negligible_learning_rate,
+)
 from tood_jax.config import ModelConfig
 from tood_jax.models.build import build_model
 from tood_jax.training.train_step import warmup_steps
@@ -32,11 +37,8 @@ PADDINGS: tuple[Literal["canvas", "masked"], ...] = ("canvas", "masked")
 
 
 @dataclass(frozen=True)
-class Args(ModelOptions):
-    """Options of the training step."""
-
-    objects: int = 8
-    """Objects per image; padded to the config's data.max_objects."""
+class Args(TrainingStepOptions):
+    """Options of the case."""
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
@@ -46,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     config = with_negligible_learning_rate(config, args.batch)
     report = begin_report(NAME, argv, args, config)
     variables = random_variables(build_model(config, args.classes), args.seed)
-    count = max(args.objects, config.data.max_objects)
-    options = {"objects": args.objects, "max_objects": count, "classes": args.classes, "seed": args.seed}
-    batch = random_batch(args.batch, args.height, args.width, **options)
+    batch = random_training_batch(args, config)
     batch = batch._replace(sizes=batch.sizes * 3 // 4)
 
     programs: dict[str, dict[str, Any]] = {}

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import jax
 
-from benchmarks.harness.inputs import random_batch, random_variables
+from benchmarks.harness.inputs import random_variables
 from benchmarks.harness.memory import process_memory
-from benchmarks.harness.options import ModelOptions, read_options_and_config
+from benchmarks.harness.options import TrainingStepOptions, read_options_and_config
 from benchmarks.harness.programs import device_mesh
 from benchmarks.harness.report import Report, begin_report, finish_report
 from benchmarks.harness.tables import format_milliseconds, print_table, to_mebibytes
@@ -23,6 +23,7 @@ from benchmarks.harness.timing import time_interleaved
 from benchmarks.harness.training_step import (
     STEPS_PER_EPOCH,
     compile_training_step,
+    random_training_batch,
     with_negligible_learning_rate,
 )
 from tood_jax.models.build import build_model
@@ -33,11 +34,8 @@ NAME = "train_step"
 
 
 @dataclass(frozen=True)
-class Args(ModelOptions):
-    """Options of the training step."""
-
-    objects: int = 8
-    """Objects per image; padded to the config's data.max_objects."""
+class Args(TrainingStepOptions):
+    """Options of the case."""
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
@@ -47,15 +45,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     config = with_negligible_learning_rate(config, args.batch)
     report = begin_report(NAME, argv, args, config)
     variables = random_variables(build_model(config, args.classes), args.seed)
-    batch = random_batch(
-        args.batch,
-        args.height,
-        args.width,
-        objects=args.objects,
-        max_objects=max(args.objects, config.data.max_objects),
-        classes=args.classes,
-        seed=args.seed,
-    )
+    batch = random_training_batch(args, config)
     program, step = compile_training_step(config, args.classes, variables, batch, device_mesh(args.devices))
     metrics: dict[str, dict[str, float]] = {}
 

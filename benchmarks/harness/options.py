@@ -52,6 +52,14 @@ class ModelOptions(Options):
     """Number of devices; 0 means all."""
 
 
+@dataclass(frozen=True)
+class TrainingStepOptions(ModelOptions):
+    """Options of the cases that run a training step."""
+
+    objects: int = 8
+    """Objects per image; padded to the config's data.max_objects."""
+
+
 def program_name(case: str) -> str:
     """Return the command that runs a case."""
     return f"python -m benchmarks.cases.{case}"

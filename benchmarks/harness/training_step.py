@@ -10,6 +10,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from benchmarks.harness.inputs import random_batch
+from benchmarks.harness.options import TrainingStepOptions
 from benchmarks.harness.programs import Program, compile_program
 from tood_jax.config import Config
 from tood_jax.distributed.sharding import put_batch, replicated
@@ -29,6 +31,19 @@ def with_negligible_learning_rate(config: Config, batch_size: int) -> Config:
         config,
         train=dataclasses.replace(config.train, batch_size=batch_size),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-12),
+    )
+
+
+def random_training_batch(args: TrainingStepOptions, config: Config) -> Batch:
+    """Return the batch of noise that the options of a case describe."""
+    return random_batch(
+        args.batch,
+        args.height,
+        args.width,
+        objects=args.objects,
+        max_objects=max(args.objects, config.data.max_objects),
+        classes=args.classes,
+        seed=args.seed,
     )
 
 

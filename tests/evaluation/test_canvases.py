@@ -20,6 +20,7 @@ COCO = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco355"
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not COCO.is_dir(), reason="needs ../shared/data/coco355")
 def test_coco_in_batches_and_one_at_a_time():
     """Photographs of COCO in all proportions, as mmdetection tests them and as we do.
 

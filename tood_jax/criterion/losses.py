@@ -178,7 +178,7 @@ def _sum_over_classes(cls: Float[Array, "b n c"], targets: Targets) -> Float[Arr
 
 
 def _count_positives(targets: Targets, loss: LossConfig) -> Float[Array, ""]:
-    """Return the number of positives of the batch, where the normalizer says so counting at least 1 per image."""
+    """Return the number of positives of the batch, with "positives_per_image" at least 1 of each image."""
     per_image = targets.positive.sum(axis=1)  # [B]
     if loss.normalizer == "positives_per_image":
         per_image = jnp.maximum(per_image, 1)

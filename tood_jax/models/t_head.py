@@ -33,7 +33,7 @@ from tood_jax.ops.bilinear.sample_sides import sample_sides_of_levels
 from tood_jax.ops.geometric_mean import sigmoid_geometric_mean
 from tood_jax.ops.image_area import WHOLE, Mask
 from tood_jax.ops.relu import relu
-from tood_jax.ops.t_head.level_maps import LevelMaps, rows
+from tood_jax.ops.t_head.level_maps import LevelMaps, rows, unpack
 from tood_jax.ops.t_head.reduction import Attended, Pointwise, concatenate_layers, pool_levels, reduce_features
 from tood_jax.precision import at_least_float32
 
@@ -123,9 +123,10 @@ class TaskAlignment(nn.Module):
             at_least_float32(maps.map(relu, keeps_zero=True).convolve(last).rows())
             for maps, last in zip(hidden, branches, strict=True)
         )
-        areas = [area for area in hidden[0].areas() if area is not None]
-        boxes = jnp.where(rows(areas), boxes, 0) if areas else boxes
-        return sigmoid_geometric_mean(logits, alignment), align_boxes(boxes, offsets, hidden[0].layout.shapes), offsets
+        inside, layout = hidden[0].inside, hidden[0].layout
+        if inside is not None:
+            boxes = jnp.where(rows(unpack(inside, layout)), boxes, 0)
+        return sigmoid_geometric_mean(logits, alignment), align_boxes(boxes, offsets, layout.shapes), offsets
 
 
 def align_boxes(boxes: Float[Array, "b n 4"], offsets: Float[Array, "b n 8"], shapes: Shapes) -> Float[Array, "b n 4"]:
