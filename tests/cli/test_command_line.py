@@ -1,5 +1,8 @@
 """The command line: valid options are read, and errors are one sentence with exit status 2."""
 
+import dataclasses
+import re
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import tyro
 from tood_jax.cli.command_line import parse
 from tood_jax.config import Config, DataConfig, SplitConfig
 from tood_jax.config.files import list_configs, load_config
+from tood_jax.config.ranges import Range
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "tood_r50_fpn_1x_coco"
@@ -296,7 +300,25 @@ def test_help_with_a_config_explains_every_field_with_its_values(capsys):
     assert caught.value.code == 0
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "Resume from the newest checkpoint." in words
-    assert "--train.epochs INT Passes over the training images. (default: 24)" in words
+    assert "--train.epochs INT Passes over the training images. (from 1 to 1,000,000; default: 24)" in words
     assert "--data.train_short_side INT INT" in words
-    assert "(default: 480 800)" in words
+    assert "default: 480 800)" in words
     assert "--data.buckets=800x1088,1088x800" in words
+
+
+def test_help_has_the_range_of_every_number(capsys):
+    with pytest.raises(SystemExit):
+        read(CONFIG, "--help")
+    blocks = re.split(r"^[│ ]*--", capsys.readouterr().out, flags=re.MULTILINE)
+    described = {block.split()[0]: "".join(block.replace("│", " ").split()) for block in blocks}
+    ranges = {
+        f"{group.name}.{field.name}": part
+        for group in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(group.type)
+        for field in dataclasses.fields(group.type)
+        for part in typing.get_args(field.type)
+        if isinstance(part, Range)
+    }
+    assert len(ranges) > 50
+    for name, range_ in ranges.items():
+        assert f"({range_};default:".replace(" ", "") in described[name]

@@ -31,6 +31,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 
 from tood_jax.cli.process import prepare_process
+from tood_jax.cli.ranges_in_help import with_ranges
 from tood_jax.config import Config
 from tood_jax.config.conversion import ConfigError, describe_type, did_you_mean, leaf_hints
 from tood_jax.config.files import list_configs, load_config
@@ -240,7 +241,7 @@ def _has_positional(args_type: Any) -> bool:
 
 def _call_tyro(args_type: Any, config: Config, options: list[str], is_help: bool, prog: str, description: str) -> Any:
     """Return an object with the program's own options as `.args` and the config as `.config`."""
-    type_ = options_type(args_type, config)
+    type_ = options_type(args_type, with_ranges(config) if is_help else config)
     words = ["--help"] if is_help else options
     return tyro.cli(type_, args=words, prog=prog, description=description, use_underscores=True, config=STYLE)
 
@@ -248,7 +249,7 @@ def _call_tyro(args_type: Any, config: Config, options: list[str], is_help: bool
 def options_type(args_type: Any, config: Config) -> Any:
     """Return a dataclass of a program's own options (`args`) and the fields of a config (`config`), for tyro."""
     flat = tyro.conf.arg(name="")
-    fields: list[Any] = [("args", Annotated[args_type, flat]), ("config", Annotated[Config, flat], config)]
+    fields: list[Any] = [("args", Annotated[args_type, flat]), ("config", Annotated[type(config), flat], config)]
     return dataclasses.make_dataclass("Options", fields, frozen=True)
 
 

@@ -43,7 +43,7 @@ def over_groups(sums: Float[Array, "*n f"], groups: int) -> Float[Array, "*n f"]
 
 
 def statistics(
-    x: Array, means: Callable[[Array], Array], spread: Callable[[Array], Array]
+    x: Array, means: Callable[[Array], Array], subtract: Callable[[Array, Array], Array]
 ) -> tuple[Float[Array, "*n f"], Float[Array, "*n f"]]:
     """Mean and 1 / standard deviation of each channel's group, float32.
 
@@ -51,15 +51,16 @@ def statistics(
     mean of squares less the squared mean, which reads the map once less.
 
     Args:
-        means: of a float32 map, to one value a group, repeated for its channels.
-        spread: the other way, to what can be subtracted from a map.
+        means: of a float32 map (x, its squares, or what `subtract` returns) to one value a group, repeated for its
+            channels.
+        subtract: (map, means) to the map less the mean of each group.
     """
     given = at_least_float32(x)
     mean = means(given)
     if x.dtype == jnp.bfloat16:
         variance = jnp.maximum(means(given * given) - mean**2, 0)
     else:
-        centred = given - spread(mean)
+        centred = subtract(given, mean)
         variance = means(centred * centred)
     return mean, lax.rsqrt(variance + EPSILON)
 
@@ -73,22 +74,29 @@ def _count(x: Float[Array, "b h w f"], groups: int, inside: Mask) -> int | Float
     return count_inside(x, inside) * (x.shape[3] // groups)
 
 
-def _means(x: Float[Array, "b h w f"], groups: int, inside: Mask) -> Float[Array, "b f"]:
-    return over_groups(clear_outside(x, inside).sum(axis=(1, 2)), groups) / _count(x, groups, inside)
-
-
 def _forward(x, scale, bias, groups, inside=None):
-    mean, rate = statistics(x, partial(_means, groups=groups, inside=inside), _spread)
-    centred = at_least_float32(x) - _spread(mean)
+    """Clear the map and its differences once: XLA:CPU writes a map anew for every sum that has a mask of its own."""
+    given, count = clear_outside(x, inside), _count(x, groups, inside)
+
+    def means(y: Float[Array, "b h w f"]) -> Float[Array, "b f"]:
+        return over_groups(y.sum(axis=(1, 2)), groups) / count
+
+    mean, rate = statistics(given, means, partial(_subtract, inside=inside))
+    centred = _subtract(at_least_float32(given), mean, inside)
     out = clear_outside(centred * _spread(rate * scale) + bias, inside).astype(x.dtype)
     return out, (centred if x.dtype == centred.dtype else x, mean, rate, scale, inside)
 
 
+def _subtract(x: Float[Array, "b h w f"], mean: Float[Array, "b f"], inside: Mask) -> Float[Array, "b h w f"]:
+    return clear_outside(x - _spread(mean), inside)
+
+
 def _backward(groups, residuals, cotangent):
     kept, mean, rate, scale, inside = residuals
-    centred = kept if kept.dtype == sum_type(kept) else at_least_float32(kept) - _spread(mean)
-    given = clear_outside(at_least_float32(cotangent), inside)
-    to_bias, to_scale = given.sum(axis=(1, 2)), rate * (given * centred).sum(axis=(1, 2))  # an image
+    centred = kept if kept.dtype == sum_type(kept) else _subtract(at_least_float32(kept), mean, inside)
+    given = at_least_float32(cotangent)
+    to_bias = clear_outside(given, inside).sum(axis=(1, 2))  # an image
+    to_scale = rate * (given * centred).sum(axis=(1, 2))
     count = _count(centred, groups, inside)
     along_mean = rate * over_groups(scale * to_bias, groups) / count
     along_rate = rate**2 * over_groups(scale * to_scale, groups) / count

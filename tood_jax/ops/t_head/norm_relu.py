@@ -56,7 +56,7 @@ def _statistics(x, groups: int, layout: Layout, inside: Mask) -> tuple[Float[Arr
     return statistics(
         x,
         lambda y: over_groups(level_sums(y, layout, inside), groups) / count,
-        partial(broadcast_levels, layout=layout),
+        lambda y, mean: y - broadcast_levels(mean, layout),
     )
 
 
