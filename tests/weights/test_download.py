@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.weights.hub_server import CERTIFICATE, HubServer, sha256
+from tests.hub_server import CERTIFICATE, HubServer, sha256
 from tood_jax.weights import hub as hub_module
 from tood_jax.weights.backbones import BACKBONES
 from tood_jax.weights.download import download, is_remote, parse_remote
@@ -57,7 +57,7 @@ def test_a_branch_gives_its_newest_commit_and_a_commit_remains(hub, weights, tmp
     assert fetch("hf://user/moves@main/a/net.safetensors")[0].path.read_bytes() != weights
 
 
-def test_the_token_goes_to_the_hub_and_not_to_the_host_of_a_redirect(hub, weights, token):
+def test_the_token_goes_to_the_hub_and_not_to_the_host_of_a_redirect(hub, weights, hub_token):
     hub.add("user/private", {"model.safetensors": weights}, private=True)
     assert fetch("hf://user/private")[0].path.read_bytes() == weights
     tokens = {path.split("/")[1]: has_token for _, path, has_token in hub.requests}
@@ -222,6 +222,17 @@ def test_short_names_are_exact_unless_a_file_has_the_name(tmp_path, monkeypatch)
     (tmp_path / "resnet50").mkdir()
     assert not is_remote("resnet50")
     assert not is_remote("resnet5")
+
+
+def test_the_file_of_a_short_name_is_the_known_one(hub, weights):
+    """A server that answers with other bytes under the known commit is noticed."""
+    hub.add("timm/resnet18.tv_in1k", {"model.safetensors": weights})
+    repo = hub.repos["timm/resnet18.tv_in1k"]
+    repo["commits"][parse_remote("resnet18").revision] = repo["commits"][repo["refs"]["main"]]
+    with pytest.raises(WeightsError, match=r"is refused: its SHA-256 is \w+, not 694f673d"):
+        fetch("resnet18")
+    commit = hub.add("timm/resnet101.tv_in1k", {"model.safetensors": weights})
+    assert f"resnet101: revision {commit}, model.safetensors, sha256" in fetch("resnet101")[1]
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):

@@ -12,12 +12,12 @@ import tyro
 
 from tood_jax.api import TrainedDetector, TrainedModel, load_trained_model
 from tood_jax.checkpoint.reader import named_leaves
-from tood_jax.cli.command_line import refuse_repeated_options
+from tood_jax.cli.command_line import parse_without_config
 from tood_jax.cli.common import config_of, parse_step, report_errors, use_compilation_cache
 from tood_jax.cli.configs import describe_backbone, describe_head
 from tood_jax.cli.outputs import check_output_file, check_output_folder, is_same_file, starts_with_keys
 from tood_jax.config import Config, ConfigError, to_dict
-from tood_jax.config.paths import PATH_OPTIONS, expand_home
+from tood_jax.config.paths import PATH_OPTIONS
 from tood_jax.data.dataset import class_names
 from tood_jax.data.errors import DataError
 from tood_jax.data.image_io import decode_image
@@ -39,9 +39,9 @@ _DRAWN_IMAGES = 4
 
 @dataclass(frozen=True)
 class Args:
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[str] = ""
     """Run folder (runs/NAME), or the folder of one step."""
-    repo: tyro.conf.Positional[str]
+    repo: tyro.conf.Positional[str] = ""
     """USER/REPO on the Hub; created if missing."""
     step: str = "best"
     """best (by AP), latest, or the number of a saved step."""
@@ -60,10 +60,8 @@ class Args:
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Write the folder and upload it."""
     argv = sys.argv[1:] if argv is None else argv
-    with report_errors(prog):
-        refuse_repeated_options(argv, prog)
-    description = "Publish a trained detector on the Hugging Face Hub (docs/weights.md)."
-    args = tyro.cli(Args, args=argv, prog=prog, description=description, use_underscores=True)
+    description = "Publish a trained detector on the Hugging Face Hub, with a model card (docs/weights.md)."
+    args = parse_without_config(Args, argv, prog=prog, description=description)
     use_compilation_cache()
     with report_errors(prog):
         for line in push(args, prog):
@@ -77,15 +75,17 @@ def push(args: Args, prog: str) -> Iterator[str]:
         ConfigError: an option is invalid, or the folder has files of other origin.
         CheckpointError: there is no checkpoint, or the upload failed.
     """
+    if not args.run or not args.repo:
+        raise ConfigError("name a run and a repository: tood push runs/NAME USER/REPO.")
     if parse_remote(f"hf://{args.repo}").address != f"hf://{'/'.join(args.repo.split('/')[:2])}" or "@" in args.repo:
         raise ConfigError(f"{printable(args.repo)} must have the form USER/REPO; --revision names a branch.")
     if is_remote(args.run):
         raise ConfigError(f"{printable(args.run)} must be a folder: runs/NAME.")
     if not args.dry_run:
         hub.import_hub()  # raises before the work
-    checkpoint = open_model(expand_home(args.run), parse_step(args.step), warn=print_warning)
+    checkpoint = open_model(args.run, parse_step(args.step), warn=print_warning)
     source = checkpoint.folder if isinstance(checkpoint, ModelFolder) else checkpoint.folder.parent.parent
-    folder = Path(expand_home(args.out)) if args.out else source / "hub"
+    folder = Path(args.out) if args.out else source / "hub"
     _check_folder(folder, checkpoint.folder)
     config = config_of(checkpoint.about.get("config"), checkpoint.folder, prog)
     trained = load_trained_model(checkpoint, config)
