@@ -31,6 +31,7 @@ class HubServer:
         self.pages = {}  # of the file server: path to bytes, a status, or the address of a redirect
         self.faults = {}  # path of a download: how often it breaks, and after how many bytes
         self.requests = []  # (method, path, whether it had a token)
+        self.after_listing = lambda: None  # called after a repository was listed
         self.start()
 
     def start(self, port=0, certificate=None):
@@ -118,6 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
                 lfs = {"lfs": {"sha256": sha256(data), "size": len(data), "pointerSize": 134}} if is_large(name) else {}
                 siblings.append({"rfilename": name, "size": len(data), "blobId": "0" * 40, **lfs})
             self.send(200, {"id": repo, "sha": commit, "private": known["private"], "siblings": siblings})
+            self.hub.after_listing()
 
     def resolve(self, repo, revision, name):
         commit = self.find(repo, revision)

@@ -188,7 +188,7 @@ def with_config(folder, hub, repo, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda values: values.pop("format"), "config.json is not the config of a model: it has no format"),
+        (lambda values: values.pop("format"), "is no model of tood_jax: its config.json has no format"),
         (lambda values: values.pop("classes"), "doesn't name the classes"),
         (lambda values: values.update(classes=[{"id": 1, "name": 2}]), "has no valid 'classes'"),
         (lambda values: values["classes"].append({"id": 99, "name": "x"}), "leaves differ"),

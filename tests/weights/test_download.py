@@ -48,13 +48,13 @@ def test_an_exact_name_is_read_from_the_cache_without_a_request(hub, weights):
 
 
 def test_a_branch_gives_its_newest_commit_and_a_commit_remains(hub, weights, tmp_path):
-    first = hub.add("user/moves", {"a/net.safetensors": weights})
-    fetch("hf://user/moves")
+    first = hub.add("user/branch", {"a/net.safetensors": weights})
+    fetch("hf://user/branch")
     write_weights(tmp_path / "y.safetensors", {"other": np.zeros(3, np.float32)}, None, {})
-    hub.add("user/moves", {"a/net.safetensors": (tmp_path / "y.safetensors").read_bytes()})
-    assert set(read_weights(fetch("hf://user/moves")[0].path).tensors) == {"other"}
-    assert fetch(f"hf://user/moves@{first}/a/net.safetensors")[0].path.read_bytes() == weights
-    assert fetch("hf://user/moves@main/a/net.safetensors")[0].path.read_bytes() != weights
+    hub.add("user/branch", {"a/net.safetensors": (tmp_path / "y.safetensors").read_bytes()})
+    assert set(read_weights(fetch("hf://user/branch")[0].path).tensors) == {"other"}
+    assert fetch(f"hf://user/branch@{first}/a/net.safetensors")[0].path.read_bytes() == weights
+    assert fetch("hf://user/branch@main/a/net.safetensors")[0].path.read_bytes() != weights
 
 
 def test_the_token_goes_to_the_hub_and_not_to_the_host_of_a_redirect(hub, weights, hub_token):
@@ -196,7 +196,7 @@ def test_what_is_wrong_on_the_web_is_one_sentence(hub, page, message, monkeypatc
 
 def test_an_encrypted_address_needs_no_checksum_but_may_not_lead_to_an_unencrypted_one(hub, weights, monkeypatch):
     server = HubServer.__new__(HubServer)
-    server.__dict__ |= {"repos": {}, "objects": {}, "faults": {}, "requests": []}
+    server.faults, server.requests = {}, []
     server.pages = {"/x.safetensors": weights, "/out.safetensors": f"{hub.url}/x.safetensors"}
     server.start(certificate=CERTIFICATE)
     hub.pages["/x.safetensors"] = weights

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from tood_jax.files import write_atomically
 from tood_jax.untrusted.printable import printable
 from tood_jax.weights.fetched import Fetched, check_sha256, sha256_of
 from tood_jax.weights.files import MAX_BYTES, is_weights_file
@@ -54,10 +55,9 @@ def fetch(repo: str, revision: str, file: str | None, sha256: str | None) -> Fet
         raise WeightsError(f"{repo} has no file {printable(file)} at {revision}; it has {_join(listing.files)}.")
     if (size := listing.sizes.get(file) or 0) > MAX_BYTES:
         raise WeightsError(f"{repo}/{file} has {size:,} bytes, more than the {MAX_BYTES:,} that a detector can have.")
-    path = _download(repo, revision, file, listing.files[file])
-    commit = path.parts[-2 - file.count("/")]
-    if commit != listing.commit:
-        raise WeightsError(f"{repo} was changed during the download: start again.")
+    path, commit = _download(repo, listing.commit, file, listing.files[file]), listing.commit
+    if revision != commit:  # by which `_list_cache` finds it without a connection; huggingface_hub writes the same
+        write_atomically(_cache_of(repo) / "refs" / revision, commit.encode())
     check_sha256(f"hf://{repo}/{file}", digest := sha256_of(path), sha256)
     source = ", from the cache because there is no connection" if listing.is_offline else ""
     return Fetched(path, digest, f"hf://{repo}@{commit}/{quote(file)}", f"revision {commit}, {file}{source}")
@@ -70,17 +70,21 @@ def _list_files(repo: str, revision: str) -> Listing:
         try:
             info = hub.HfApi(library_name="tood_jax").model_info(repo, revision=revision, files_metadata=True)
         except (hub.errors.HTTPError, hub.errors.OfflineModeIsEnabled) as error:
-            if isinstance(error, hub.errors.HfHubHTTPError) or (cached := _list_cache(hub, repo, revision)) is None:
+            if isinstance(error, hub.errors.HfHubHTTPError) or (cached := _list_cache(repo, revision)) is None:
                 raise
             return cached
     files = {one.rfilename: one.lfs.sha256 if one.lfs else None for one in info.siblings or ()}
     return Listing(info.sha, files, {one.rfilename: one.size for one in info.siblings or ()})
 
 
-def _list_cache(hub: Any, repo: str, revision: str) -> Listing | None:
+def _cache_of(repo: str) -> Path:
+    """Return the folder of a repository in the cache of huggingface_hub, which documents its layout."""
+    return Path(import_hub().constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+
+
+def _list_cache(repo: str, revision: str) -> Listing | None:
     """Return the files of a revision that the cache has; None if it has none."""
-    folder = Path(hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
-    commit = revision
+    folder, commit = _cache_of(repo), revision
     with contextlib.suppress(OSError):
         commit = (folder / "refs" / revision).read_text()
     snapshot = folder / "snapshots" / commit
@@ -198,6 +202,8 @@ def _explain(error: Any, repo: str, revision: str, file: str) -> str:
             return f"{endpoint} refuses access to {repo} (status {status}): {login}."
         advice = printable(error.server_message or "try again later")
         return f"{endpoint} answers with status {status} for {repo}: {advice}."
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"{repo} is not in the cache {hub.constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it."
     return (
         f"{endpoint} can't be reached ({printable(error.__cause__ or error)}), and {repo} is not in the cache "
         f"{hub.constants.HF_HUB_CACHE}: check the connection."

@@ -69,7 +69,7 @@ def open_model(
     folder = _download_folder(str(name), log) if is_remote(name) else Path(name)
     if not (folder / WEIGHTS).is_file():
         return open_checkpoint(folder, step, warn)
-    about = _read_about(folder / CONFIG)
+    about = _read_about(folder / CONFIG, str(name))
     if isinstance(step, int) and step != about.get("step"):
         raise CheckpointError(f"step {step} was asked for, but {printable(name)} has step {about.get('step')} only.")
     tensors = read_weights(folder / WEIGHTS).tensors
@@ -89,22 +89,22 @@ def _download_folder(name: str, log: Callable[[str], object]) -> Path:
         )
     config = hub.fetch(remote.repo, remote.revision, CONFIG, None)
     commit = config.path.parent.name
-    _read_about(config.path)  # before the weights, which may be large
+    _read_about(config.path, name)  # before the weights, which may be large
     weights = hub.fetch(remote.repo, commit, WEIGHTS, remote.sha256)
     log(f"{printable(name)}: {weights.origin}, sha256 {weights.sha256}")
     return config.path.parent
 
 
-def _read_about(path: Path) -> dict[str, Any]:
-    """Return what config.json has of a checkpoint's `about`. Raises CheckpointError."""
+def _read_about(path: Path, name: str) -> dict[str, Any]:
+    """Return what config.json has of a checkpoint's `about`. Raises CheckpointError, which names the model."""
     try:
         values = parse_json(read_regular(path, MAX_ABOUT_BYTES), MAX_ABOUT_BYTES)
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise JsonError(f"has no format {FORMAT!r}: use `tood convert --config … --weights` for weights alone")
+            raise JsonError(f"has no format {FORMAT!r}; for weights alone, use `tood convert --config … --weights`")
         about = {key: values[key] for key in _KEYS if key in values}
         check_about(about)
     except JsonError as error:
-        raise CheckpointError(f"{path} is not the config of a model: it {error}.") from None
+        raise CheckpointError(f"{printable(name)} is no model of tood_jax: its {CONFIG} {error}.") from None
     except OSError as error:
-        raise CheckpointError(f"{path} can't be read ({error.strerror or error}).") from None
+        raise CheckpointError(f"{printable(name)}: {path} can't be read ({error.strerror or error}).") from None
     return about
