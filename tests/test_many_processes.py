@@ -170,7 +170,13 @@ def test_all_processes_start_from_the_same_commit_of_a_branch_that_moves(data, h
     commit()
     hub.after_listing = commit
     try:
-        words = ["train.py", "--config", write_config(data, tmp_path / "run", epochs=1), "--init_from", "hf://user/moves"]
+        words = [
+            "train.py",
+            "--config",
+            write_config(data, tmp_path / "run", epochs=1),
+            "--init_from",
+            "hf://user/moves",
+        ]
         said = finish(start(words, processes=2, logs=tmp_path / "logs"))
     finally:
         hub.after_listing = lambda: None
