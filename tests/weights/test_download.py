@@ -96,7 +96,9 @@ def test_a_damaged_transfer_is_repeated_and_a_damaged_file_refused(hub, weights)
         ("hf://user/nothing", "user/nothing at main has no file of weights .*; it has README.md, x.bin"),
         ("hf://user/nothing/x.bin", "must end in .pth, .pt or .safetensors"),
         ("hf://user", "must have the form hf://USER/REPO"),
-        ("hf://user/-a--b", "not a valid name on the Hub"),
+        ("hf://user/several@..%2F..%2Fx/a.pth", "../../x is no name of a branch, tag or commit"),
+        ("hf://user/outside", r"\.\./\.\./x\.pth"),
+        ("hf://user/-a--b", "user/-a--b can't be used: "),
         (
             "hf://user/several/a.pth#sha256=" + 64 * "0",
             r"hf://user/several/a.pth is refused: its SHA-256 is \w+, not 0",
@@ -109,6 +111,7 @@ def test_a_damaged_transfer_is_repeated_and_a_damaged_file_refused(hub, weights)
 def test_what_is_wrong_is_one_sentence(hub, name, message):
     hub.add("user/gated", {"model.safetensors": b""}, gated=True)
     hub.add("user/several", {"a.pth": b"1", "b.pth": b"2"})
+    hub.add("user/outside", {"../../x.pth": b""})
     hub.add("user/nothing", {"README.md": b"", "x.bin": b""})
     with pytest.raises(WeightsError, match=message) as error:
         fetch(name)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -39,10 +39,10 @@ _DRAWN_IMAGES = 4
 
 @dataclass(frozen=True)
 class Args:
-    run: tyro.conf.Positional[str] = ""
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")] = ""
     """Run folder (runs/NAME), or the folder of one step."""
-    repo: tyro.conf.Positional[str] = ""
-    """USER/REPO on the Hub; created if missing."""
+    repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="USER/REPO")] = ""
+    """Repository on the Hub; created if missing."""
     step: str = "best"
     """best (by AP), latest, or the number of a saved step."""
     revision: str = ""

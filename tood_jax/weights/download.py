@@ -22,6 +22,7 @@ from tood_jax.weights.files import is_weights_file
 from tood_jax.weights.mapping import WeightsError
 
 _HUB_NAME = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([^/@]+))?(?:/(.+))?")
+_REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*")
 _SHA256 = re.compile(r"sha256=([0-9a-f]{64})", re.IGNORECASE)
 
 
@@ -51,8 +52,10 @@ def parse_remote(name: str) -> RemoteName:
         match = _HUB_NAME.fullmatch(address.rstrip("/"))
         if match is None:
             raise WeightsError(f"{printable(name)} must have the form hf://USER/REPO or hf://USER/REPO@REVISION/FILE.")
-        repo, revision, file = match.groups()
-        remote = RemoteName(address, sha256, repo, unquote(revision or "main"), file and unquote(file))
+        repo, revision, file = match[1], unquote(match[2] or "main"), match[3] and unquote(match[3])
+        if not _REVISION.fullmatch(revision) or ".." in revision:
+            raise WeightsError(f"{printable(name)}: {printable(revision)} is no name of a branch, tag or commit.")
+        remote = RemoteName(address, sha256, repo, revision, file)
     elif address.startswith("https://") or (address.startswith("http://") and sha256):
         remote = RemoteName(address, sha256, file=address.partition("?")[0])
     elif address.startswith("http://"):

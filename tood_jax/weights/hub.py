@@ -21,6 +21,7 @@ STANDARD_FILE = "model.safetensors"
 """Name of the weights in repositories of timm, of transformers and of this package."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ATTEMPTS = 3
+_SECONDS = 30.0  # that the Hub may be silent
 _MAX_NAMES = 20  # in a message
 
 
@@ -46,7 +47,7 @@ def fetch(repo: str, revision: str, file: str | None, sha256: str | None) -> Fet
     Raises:
         WeightsError: in one sentence.
     """
-    if file and sha256 and _COMMIT.fullmatch(revision):
+    if file and sha256 and _COMMIT.fullmatch(revision) and (_cache_of(repo) / "snapshots" / revision / file).is_file():
         listing = Listing(revision, {file: None})
     else:
         listing = _list_files(repo, revision)
@@ -56,8 +57,9 @@ def fetch(repo: str, revision: str, file: str | None, sha256: str | None) -> Fet
     if (size := listing.sizes.get(file) or 0) > MAX_BYTES:
         raise WeightsError(f"{repo}/{file} has {size:,} bytes, more than the {MAX_BYTES:,} that a detector can have.")
     path, commit = _download(repo, listing.commit, file, listing.files[file]), listing.commit
-    if revision != commit:  # by which `_list_cache` finds it without a connection; huggingface_hub writes the same
-        write_atomically(_cache_of(repo) / "refs" / revision, commit.encode())
+    if revision != commit and not listing.is_offline:
+        with contextlib.suppress(OSError):  # a cache may be read-only
+            write_atomically(_cache_of(repo) / "refs" / revision, commit.encode())  # for `_list_cache`
     check_sha256(f"hf://{repo}/{file}", digest := sha256_of(path), sha256)
     source = ", from the cache because there is no connection" if listing.is_offline else ""
     return Fetched(path, digest, f"hf://{repo}@{commit}/{quote(file)}", f"revision {commit}, {file}{source}")
@@ -68,11 +70,14 @@ def _list_files(repo: str, revision: str) -> Listing:
     hub = import_hub()
     with explain_errors(repo, revision):
         try:
-            info = hub.HfApi(library_name="tood_jax").model_info(repo, revision=revision, files_metadata=True)
+            api = hub.HfApi(library_name="tood_jax")
+            info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_SECONDS)
         except (hub.errors.HTTPError, hub.errors.OfflineModeIsEnabled) as error:
             if isinstance(error, hub.errors.HfHubHTTPError) or (cached := _list_cache(repo, revision)) is None:
                 raise
             return cached
+    if not _COMMIT.fullmatch(info.sha or ""):
+        raise WeightsError(f"{hub.constants.ENDPOINT} names no commit of {repo} at {printable(revision)}.")
     files = {one.rfilename: one.lfs.sha256 if one.lfs else None for one in info.siblings or ()}
     return Listing(info.sha, files, {one.rfilename: one.size for one in info.siblings or ()})
 
@@ -171,7 +176,7 @@ def import_hub() -> Any:
 def explain_errors(repo: str, revision: str, file: str = "") -> Iterator[None]:
     """Raise the errors of huggingface_hub as WeightsError of one sentence; those of the local disk stay."""
     errors = import_hub().errors
-    known = (errors.HFValidationError, errors.HTTPError, errors.OfflineModeIsEnabled, errors.EntryNotFoundError)
+    known = (ValueError, errors.HTTPError, errors.OfflineModeIsEnabled, errors.EntryNotFoundError)
     try:
         yield
     except known as error:
@@ -186,8 +191,8 @@ def _explain(error: Any, repo: str, revision: str, file: str) -> str:
     hub = import_hub()
     errors, endpoint = hub.errors, hub.constants.ENDPOINT
     login = "log in with `hf auth login`, or set HF_TOKEN"
-    if isinstance(error, errors.HFValidationError):
-        return f"{printable(repo)} at {printable(revision)} is not a valid name on the Hub ({printable(error)})."
+    if isinstance(error, ValueError) and not isinstance(error, errors.HTTPError):  # a name, or an answer
+        return f"{printable(repo)} can't be used: {printable(error)}"
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} is gated: accept its conditions at {endpoint}/{repo}, and {login}."
     if isinstance(error, errors.RevisionNotFoundError):
