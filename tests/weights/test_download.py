@@ -2,6 +2,7 @@
 
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -132,21 +133,15 @@ def test_without_a_connection_the_cache_is_used_or_a_sentence_is_raised(hub, wei
     assert f"revision {commit}, model.safetensors, from the cache because there is no connection" in line
 
 
-def _fetch_in_process(name):
-    return fetch(name)[0].path.read_bytes()
-
-
 @pytest.mark.parametrize("kind", ["hub", "web"])
 def test_processes_of_one_machine_download_a_file_once(hub, weights, kind):
-    """Four threads here: the locks are of files, opened by each of them."""
-    from concurrent.futures import ThreadPoolExecutor
-
+    """Threads stand for processes here: each of them opens the locked file."""
     content = weights + kind.encode()  # not in the cache yet
     hub.add("user/once", {"model.safetensors": content})
     hub.pages["/once.safetensors"] = content
     name = {"hub": "hf://user/once", "web": f"{hub.url}/once.safetensors#sha256={sha256(content)}"}[kind]
     with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(_fetch_in_process, [name] * 4)) == {content}
+        assert {fetched.path.read_bytes() for fetched, _ in pool.map(fetch, [name] * 4)} == {content}
     assert hub.count("GET", {"hub": "/cdn/", "web": "/once"}[kind]) == 1
 
 

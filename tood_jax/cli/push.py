@@ -90,20 +90,20 @@ def push(args: Args, prog: str) -> Iterator[str]:
     config = config_of(checkpoint.about.get("config"), checkpoint.folder, prog)
     trained = load_trained_model(checkpoint, config)
     about = {**checkpoint.about, "config": to_dict(without_absolute_paths(config)), "step": checkpoint.step}
-    variables = named_leaves({"params": trained.params, "batch_stats": trained.batch_stats})
-    names = class_names(trained.classes)
-    in_file = {key: about[key] for key in ("config", "classes")}
-    write_weights(folder / WEIGHTS, {name: np.asarray(array) for name, array in variables.items()}, names, in_file)
-    (folder / PICTURE).unlink(missing_ok=True)
+    for name in (WEIGHTS, PICTURE):  # of an earlier push
+        (folder / name).unlink(missing_ok=True)
+    write_atomically(folder / CONFIG, model_json(about))
     if args.picture:
         yield _write_picture(folder / PICTURE, trained, config)
     picture = PICTURE if (folder / PICTURE).exists() else ""
     network = f"{describe_backbone(config.backbone)}, {describe_head(config.head)}"
     data_name = Path(config.data.val.source).name
-    metrics = about.get("metrics")
+    names, metrics = class_names(trained.classes), about.get("metrics")
     card = Card(args.repo, args.revision, network, config.name, checkpoint.step, names, metrics, data_name, picture)
     write_atomically(folder / CARD, card_text(card).encode())
-    write_atomically(folder / CONFIG, model_json(about))
+    variables = named_leaves({"params": trained.params, "batch_stats": trained.batch_stats})
+    in_file = {key: about[key] for key in ("config", "classes")}
+    write_weights(folder / WEIGHTS, {name: np.asarray(array) for name, array in variables.items()}, names, in_file)
     files = [name for name in (CONFIG, WEIGHTS, CARD, picture) if name]
     yield f"Wrote {folder}: {', '.join(files)}."
     if args.dry_run:
