@@ -4,6 +4,7 @@ JAX_PLATFORMS=cuda (or tpu) in the environment runs the tests there.
 """
 
 import gc
+import importlib
 import math
 import os
 import sys
@@ -64,6 +65,40 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def hub_server(tmp_path_factory):
+    """A local Hugging Face Hub; huggingface_hub reads these variables once, when it is imported."""
+    from tests.hub_server import HubServer
+
+    server = HubServer()
+    home = str(tmp_path_factory.mktemp("hub"))
+    variables = {"HF_ENDPOINT": server.url, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.delenv("HF_TOKEN", raising=False)
+        assert server.url == importlib.import_module("huggingface_hub.constants").ENDPOINT
+        yield server
+    server.stop()
+
+
+@pytest.fixture
+def hub(hub_server, tmp_path, monkeypatch):
+    """The local Hub without the requests of other tests, and an empty cache of web downloads."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    hub_server.requests.clear()
+    hub_server.faults.clear()
+    return hub_server
+
+
+@pytest.fixture
+def hub_token(monkeypatch):
+    """A login of the local Hub."""
+    from tests.hub_server import TOKEN
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

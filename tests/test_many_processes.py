@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import psutil
 import pytest
+import safetensors.numpy
 
 from tests import runs
 from tests.runs import ROOT, rows
@@ -21,6 +22,8 @@ from tests.tiny import tiny_config
 from tood_jax.checkpoint.store import open_checkpoint
 from tood_jax.config import DetectConfig, ParallelConfig, save_config
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
+from tood_jax.models.build import build_model
+from tood_jax.weights.shapes import variable_shapes
 
 finish = functools.partial(runs.finish, timeout=900)  # two processes on two cores take their time
 
@@ -151,6 +154,35 @@ def test_eval_in_two_processes_equals_one(one, tmp_path):
     assert [row["image_id"] for row in first] == [row["image_id"] for row in second]
     np.testing.assert_allclose([row["score"] for row in first], [row["score"] for row in second], rtol=1e-5)
     np.testing.assert_allclose([row["bbox"] for row in first], [row["bbox"] for row in second], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_all_processes_start_from_the_same_commit_of_a_branch_that_moves(data, hub, tmp_path):
+    """The branch has another commit after each request for it; each host downloads the one that the primary found."""
+    config = tiny_config(data, tmp_path / "run")
+    shapes = variable_shapes(build_model(config, 4))
+
+    def commit():
+        value = np.float32(len(hub.repos["user/moves"]["commits"]) if "user/moves" in hub.repos else 0)
+        tensors = {name: np.full(shape, value) for name, shape in shapes.items() if "/backbone/" in name}
+        hub.add("user/moves", {"model.safetensors": safetensors.numpy.save(tensors)})
+
+    commit()
+    hub.after_listing = commit
+    try:
+        words = [
+            "train.py",
+            "--config",
+            write_config(data, tmp_path / "run", epochs=1),
+            "--init_from",
+            "hf://user/moves",
+        ]
+        said = finish(start(words, processes=2, logs=tmp_path / "logs"))
+    finally:
+        hub.after_listing = lambda: None
+    assert said.count("hf://user/moves") == 2
+    assert "the whole backbone" in said
+    assert hub.count("GET", "/api/models/user/moves") == 1
 
 
 @pytest.mark.slow

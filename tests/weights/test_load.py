@@ -121,6 +121,22 @@ def test_a_backbone_alone(fresh, file_of):
     assert "Not used of the file: fc.bias, fc.weight." in messages[0]
 
 
+def test_a_backbone_of_timm_by_its_name_equals_the_file(fresh, file_of, hub):
+    """timm keeps torchvision's names; the classifier and the counters of BatchNorm are not used."""
+    file = file_of(imagenet_file(small_state_dict()))
+    commit = hub.add("timm/small.tv_in1k", {"model.safetensors": file.read_bytes(), "pytorch_model.bin": b""})
+    _, expected, _ = start(file, fresh)
+    _, loaded, messages = start("hf://timm/small.tv_in1k", fresh)
+    assert_same(loaded, expected)
+    assert f"revision {commit}" in messages[0]
+    assert "from hf://timm/small.tv_in1k: the whole backbone" in messages[1]
+
+
+def test_a_similar_name_of_a_backbone_is_suggested(fresh):
+    with pytest.raises(WeightsError, match=r"There is no file resnet5. Did you mean resnet50\?"):
+        start("resnet5", fresh)
+
+
 def test_a_backbone_of_mmpretrain(fresh, file_of):
     backbone = {name: array for name, array in small_state_dict().items() if name.startswith("backbone.")}
     _, after, _ = start(file_of({**backbone, "head.fc.weight": np.ones((3, 4), np.float32)}), fresh)

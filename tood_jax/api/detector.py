@@ -11,7 +11,7 @@ import numpy as np
 from tood_jax.api.detections import Detections
 from tood_jax.api.images import Image, is_single, list_images, to_pixels
 from tood_jax.checkpoint.reader import check_same_leaves, named_leaves
-from tood_jax.checkpoint.store import Checkpoint, CheckpointError, open_checkpoint
+from tood_jax.checkpoint.store import Checkpoint, CheckpointError
 from tood_jax.config import Config
 from tood_jax.config.validation import stored_config
 from tood_jax.data.dataset import ClassInfo, class_names
@@ -22,6 +22,7 @@ from tood_jax.models.build import build_model
 from tood_jax.models.detector import Detector
 from tood_jax.types import Batch, Tree
 from tood_jax.weights.finite import check_finite
+from tood_jax.weights.model_folder import open_model
 from tood_jax.weights.shapes import variable_shapes
 
 _LOGGER = logging.getLogger("tood_jax")
@@ -129,14 +130,15 @@ def load(checkpoint: str | Path, step: int | Literal["best", "latest"] = "best")
     """Load a trained detector from a checkpoint, with the config that is stored in it.
 
     Args:
-        checkpoint: the run's folder (runs/NAME) or the folder of one step.
-        step: the number of a saved step; "latest"; or "best" by AP.
+        checkpoint: the run's folder (runs/NAME), the folder of one step, or a model of `tood push`: its folder or
+            hf://USER/REPO[@REVISION].
+        step: of a run, the number of a saved step; "latest"; or "best" by AP.
 
     Raises:
-        CheckpointError: there is no complete checkpoint, or its arrays do not fit its config.
+        CheckpointError: there is no complete checkpoint, its arrays do not fit its config, or it can't be downloaded.
         ConfigError: the stored config is invalid.
     """
-    opened = open_checkpoint(checkpoint, step, log=_LOGGER.warning)
+    opened = open_model(checkpoint, step, log=_LOGGER.info, warn=_LOGGER.warning)
     config, notes = stored_config(opened.about.get("config"), opened.folder)
     for note in notes:
         _LOGGER.warning(note)

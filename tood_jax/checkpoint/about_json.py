@@ -33,11 +33,16 @@ def parse_about(data: bytes) -> tuple[dict[str, Any], Table]:
     about, leaves = content.get("about"), content.get("leaves")
     if not isinstance(about, dict) or not isinstance(leaves, dict):
         raise JsonError("lacks 'about' or 'leaves'")
+    check_about(about)
+    _check_leaves(leaves)
+    return about, leaves
+
+
+def check_about(about: dict[str, Any]) -> None:
+    """Raise JsonError if a field of `about` has another type than this package writes; a missing field is valid."""
     for name, is_valid in _FIELDS.items():
         if name in about and not is_valid(about[name]):
             raise JsonError(f"has no valid {name!r}")
-    _check_leaves(leaves)
-    return about, leaves
 
 
 def crc_of_json(body: Any) -> int:

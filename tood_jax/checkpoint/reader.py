@@ -257,7 +257,7 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: str | Path, step: int | Literal["best", "latest"] = "best", log: Callable[[str], None] = print
+    path: str | Path, step: int | Literal["best", "latest"] = "best", log: Callable[[str], object] = print
 ) -> Checkpoint:
     """Open a checkpoint for evaluation or prediction, from its folder alone.
 
@@ -287,7 +287,7 @@ def open_checkpoint(
     return _newest_or_best(folder, steps, step, log)
 
 
-def _newest_or_best(folder: Path, steps: list[int], which: str, log: Callable[[str], None]) -> Checkpoint:
+def _newest_or_best(folder: Path, steps: list[int], which: str, log: Callable[[str], object]) -> Checkpoint:
     opened: dict[int, Checkpoint] = {}
     for step in reversed(steps):
         try:

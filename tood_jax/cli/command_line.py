@@ -87,13 +87,28 @@ def parse(
             names = ", ".join(name for name, _ in list_configs())
             raise ConfigError(f"Name a config: {prog} --config configs/NAME.py, where NAME is one of {names}.")
         config = load_config(path) if isinstance(path, str) else path
-        options = [] if is_help else _checked_options(args_type, words)
+        options = [] if is_help else _checked_options(args_type, words, leaf_hints(Config) | leaf_hints(args_type))
         config = _without_replaced_sources(config, options)
         parsed: Any = expand_paths(_call_tyro(args_type, config, options, is_help, prog, description))
         check(parsed.config)
     except ConfigError as error:
         _exit_with_error(prog, str(error))
     return parsed.args, parsed.config
+
+
+@end_quietly_when_closed()
+def parse_without_config(args_type: type[Args], argv: Sequence[str], *, prog: str, description: str) -> Args:
+    """Return the options of a program that takes no config, checked; arguments and errors are those of `parse`."""
+    prepare_process()
+    try:
+        if problem := repeated_option(argv):
+            raise ConfigError(problem)
+        is_help = "-h" in argv or "--help" in argv
+        words = ["--help"] if is_help else _checked_options(args_type, list(argv), leaf_hints(args_type))
+        parsed = tyro.cli(args_type, args=words, prog=prog, description=description, use_underscores=True, config=STYLE)
+        return expand_paths(parsed)
+    except ConfigError as error:
+        _exit_with_error(prog, str(error))
 
 
 def refuse_repeated_options(argv: Sequence[str], prog: str) -> None:
@@ -155,9 +170,8 @@ def _with_current_names(words: Sequence[str], prog: str) -> list[str]:
     return renamed
 
 
-def _checked_options(args_type: Any, words: list[str]) -> list[str]:
+def _checked_options(args_type: Any, words: list[str], hints: dict[str, Any]) -> list[str]:
     """Return the words in the form that tyro reads, after a check of the name and the value of each option."""
-    hints = leaf_hints(Config) | leaf_hints(args_type)
     positional = _has_positional(args_type)
     words, plain, named = list(words), [], []
     while words:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import jax
 
 from tood_jax.checkpoint.orbax_noise import silence_orbax
-from tood_jax.checkpoint.store import Checkpoint, CheckpointError, open_checkpoint
+from tood_jax.checkpoint.store import Checkpoint, CheckpointError
 from tood_jax.cli.command_line import parse, refuse_repeated_options
 from tood_jax.cli.process import compilation_cache_folder, missing_backend_message, prepare_process
 from tood_jax.config import Config, ConfigError
@@ -21,6 +21,7 @@ from tood_jax.distributed.signals import EXIT_STATUS, Reason, StatusError, Stopp
 from tood_jax.training.collapse import CollapseError
 from tood_jax.training.non_finite import NonFiniteLossError
 from tood_jax.untrusted.terminal import print_warning
+from tood_jax.weights.model_folder import open_model
 
 Args = TypeVar("Args")
 _NAMED_STEPS: dict[str, Literal["best", "latest"]] = {"best": "best", "latest": "latest"}
@@ -98,8 +99,10 @@ def parse_with_checkpoint(
         parse(args_type, argv, prog=prog, description=description, default_config=Config())  # exits
     with report_errors(prog):
         if not path:
-            raise CheckpointError("name a checkpoint: --checkpoint runs/NAME (or the folder of one step).")
-        checkpoint = open_checkpoint(path, parse_step(step))
+            raise CheckpointError(
+                "name a checkpoint: --checkpoint runs/NAME (or the folder of one step, or hf://USER/REPO)."
+            )
+        checkpoint = open_model(path, parse_step(step), log=print_warning)
         config = config_of(checkpoint.about.get("config"), checkpoint.folder, prog)
     args, config = parse(args_type, argv, prog=prog, description=description, default_config=config)
     return args, config, checkpoint

@@ -40,8 +40,9 @@ PROG = "python -m tood_jax.cli.convert"
 @dataclass(frozen=True)
 class Args:
     weights: str = ""
-    """Input: a .pth or .safetensors file, a run's folder (its moving average, if it has one), or the folder of one
-    step. The kind is recognized by the names: flax, mmdetection's, the authors', or an ImageNet ResNet's."""
+    """Input: a .pth or .safetensors file, a run's folder (its moving average, if it has one), the folder of one
+    step, hf://USER/REPO[@REVISION][/FILE], https://…/FILE, or the name of an ImageNet backbone: resnet50. The kind
+    is recognized by the names: flax, mmdetection's, the authors', or an ImageNet ResNet's."""
     step: str = "best"
     """Step of a run: best (by AP), latest, or the number of a saved step."""
     out: str = ""
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
         if given.weights and given.out:
             check_output(expand_home(given.out), expand_home(given.weights))
         if given.weights:
-            source = open_source(expand_home(given.weights), parse_step(given.step or ""))
+            source = open_source(expand_home(given.weights), parse_step(given.step or ""), print_line)
             if "config" in source.about and not any(word.split("=")[0] == "--config" for word in argv):
                 stored = config_of(source.about["config"], given.weights, prog)
     description = "Convert weights: mmdetection, the authors, torchvision, timm, .safetensors and runs of this package."

@@ -22,6 +22,7 @@ from tood_jax.evaluation.coco_ap import format_table, write_results
 from tood_jax.evaluation.evaluate import Evaluation, evaluate_set
 from tood_jax.evaluation.predict import compile_detect_step
 from tood_jax.untrusted.terminal import print_line
+from tood_jax.weights.model_folder import ModelFolder
 
 PROG = "eval.py"
 
@@ -29,11 +30,13 @@ PROG = "eval.py"
 @dataclass(frozen=True)
 class Args:
     checkpoint: str = ""
-    """Run folder (runs/NAME), or the folder of one step. Its config is used; every field can be overridden."""
+    """Run folder (runs/NAME), the folder of one step, or a model of `tood push`: its folder or hf://USER/REPO[@REVISION].
+    Its config is used; every field can be overridden."""
     step: str = "best"
     """best (by AP), latest, or the number of a saved step."""
     out: str = ""
-    """File for the detections as COCO results JSON; empty means STEP.results.json in the run's folder."""
+    """File for the detections as COCO results JSON; empty means STEP.results.json in the run's folder, or in the
+    working directory for a model without a run."""
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
@@ -43,7 +46,8 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     args, config, checkpoint = parse_with_checkpoint(Args, argv, prog=prog, description=description)
     use_compilation_cache()
     with report_errors(prog):
-        out = Path(args.out) if args.out else checkpoint.folder.parent.parent / f"{checkpoint.step}.results.json"
+        folder = Path() if isinstance(checkpoint, ModelFolder) else checkpoint.folder.parent.parent
+        out = Path(args.out) if args.out else folder / f"{checkpoint.step}.results.json"
         val = config.data.val
         check_output_file("--out", out, is_results_file, [val.images, val.annotations, args.checkpoint])
         join()

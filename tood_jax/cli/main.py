@@ -31,6 +31,9 @@ COMMANDS = {
     "eval": Command("tood_jax.cli.evaluate", "evaluate a checkpoint: COCO AP, or detections of a test set"),
     "predict": Command("tood_jax.cli.predict", "detect objects in images, draw them and write them as JSON"),
     "convert": Command("tood_jax.cli.convert", "convert weights: .pth, .safetensors, runs"),
+    "push": Command(
+        "tood_jax.cli.push", "publish a run on the Hugging Face Hub, with a model card", takes_config=False
+    ),
     "compare": Command("tood_jax.tools.compare_torch.main", "compare the network with PyTorch on the same weights"),
     "compile": Command("tood_jax.tools.compile_for.main", "compile a config for other devices: memory and work"),
     "configs": Command("tood_jax.cli.configs", "list the configs with their published AP", takes_config=False),

@@ -40,7 +40,8 @@ RESULTS, PART = "detections.json", "detections.part.json"
 @dataclass(frozen=True)
 class Args:
     checkpoint: str = ""
-    """Run folder (runs/NAME), or the folder of one step."""
+    """Run folder (runs/NAME), the folder of one step, or a model of `tood push`: its folder or
+    hf://USER/REPO[@REVISION]."""
     step: str = "best"
     """best (by AP), latest, or the number of a saved step."""
     images: tuple[str, ...] = ()

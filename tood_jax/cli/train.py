@@ -58,9 +58,10 @@ DRAWN_IMAGES = 4  # at each evaluation
 @dataclass(frozen=True)
 class Args:
     init_from: str = ""
-    """Start a new run with these weights: a backbone or a whole detector, in a .pth or .safetensors file or a run's
-    folder (docs/weights.md). If the classes differ, the classifier starts with random weights. A run that resumes does
-    not need it."""
+    """Start a new run with these weights: a backbone or a whole detector, in a .pth or .safetensors file, a run's
+    folder, hf://USER/REPO[@REVISION][/FILE], https://…/FILE, or the name of an ImageNet backbone: resnet50
+    (docs/weights.md). If the classes differ, the classifier starts with random weights. A run that resumes does not
+    need it."""
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:

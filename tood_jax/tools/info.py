@@ -33,7 +33,7 @@ _SHOWN_CLASSES = 12
 @dataclass(frozen=True)
 class Args:
     checkpoint: str = ""
-    """Run folder (runs/NAME), or the folder of one step, instead of --config."""
+    """Run folder (runs/NAME), the folder of one step, or a model (hf://USER/REPO), instead of --config."""
     step: str = "best"
     """best (by AP), latest, or the number of a saved step."""
     canvas: tuple[int, ...] = ()
@@ -136,7 +136,8 @@ def _listed(names: list[str]) -> str:
 def _describe_steps(checkpoint: Checkpoint) -> list[str]:
     ap = average_precision(checkpoint.about)
     score = "" if ap is None else f", AP {100 * ap:.1f}"
+    steps = list_steps(checkpoint.folder.parent)
     return [
         f"checkpoint: step {checkpoint.step}{score}, with {', '.join(checkpoint.groups)}",
-        f"saved steps: {', '.join(map(str, list_steps(checkpoint.folder.parent)))}",
+        *([f"saved steps: {', '.join(map(str, steps))}"] if steps else ()),
     ]

@@ -23,7 +23,7 @@ from tood_jax.untrusted.file_kinds import unexpected_kind
 from tood_jax.untrusted.printable import printable
 from tood_jax.weights.mapping import Tensors, WeightsError
 
-_MAX_BYTES = 8 << 30  # of a file; X101-DCN has 0.7 GB with its optimizer
+MAX_BYTES = 8 << 30  # of a file; X101-DCN has 0.7 GB with its optimizer
 _MAX_ABOUT_BYTES = 16 << 20
 _MAX_NAME_LENGTH = 1000  # of a tensor, in characters
 _ABOUT = "tood_jax"  # key of `about` in the metadata of the file
@@ -117,7 +117,10 @@ def write_weights(
             metadata = {"format": "pt", _ABOUT: json.dumps(about)}
             if class_names is not None:
                 metadata["classes"] = json.dumps(class_names)
+            temporary.touch()
+            mode = temporary.stat().st_mode
             safetensors.numpy.save_file(contiguous, temporary, metadata=metadata)
+            temporary.chmod(mode)  # safetensors makes files that only their owner can read
         else:
             torch = _torch(path, "written")
             names = {} if class_names is None else {"CLASSES": class_names, "dataset_meta": {"classes": class_names}}
@@ -137,8 +140,8 @@ def _refuse_other_files(path: Any) -> None:
         raise WeightsError(f"{path} can't be read ({error.strerror or error}).") from None
     if kind:
         raise WeightsError(f"{path} is {kind}, not a file of weights.")
-    if (size := os.path.getsize(path)) > _MAX_BYTES:
-        raise WeightsError(f"{path} has {size:,} bytes, more than the {_MAX_BYTES:,} that a detector can have.")
+    if (size := os.path.getsize(path)) > MAX_BYTES:
+        raise WeightsError(f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} that a detector can have.")
 
 
 def _read_safetensors(path: Any) -> tuple[Tensors, tuple[str, ...] | None, dict[str, Any]]:

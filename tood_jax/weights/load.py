@@ -1,19 +1,23 @@
-"""Load weights from a run, a .pth or a .safetensors file, and start a new run with them."""
+"""Load weights from a run, a .pth or a .safetensors file, and start a new run with them; also by name (download.py)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 import numpy as np
 
-from tood_jax.checkpoint.reader import named_leaves, nest, open_checkpoint
+from tood_jax.checkpoint.reader import named_leaves, nest
 from tood_jax.config import Config
+from tood_jax.distributed.host_sync import broadcast_json
 from tood_jax.types import Tree
 from tood_jax.weights.conventions import convention_notes
+from tood_jax.weights.download import download, is_remote, similar_backbone
 from tood_jax.weights.files import WeightsFile, read_weights
 from tood_jax.weights.finite import check_finite
-from tood_jax.weights.mapping import Tensors, import_tensors
+from tood_jax.weights.mapping import Tensors, WeightsError, import_tensors
+from tood_jax.weights.model_folder import open_model
 from tood_jax.weights.naming import Kind, in_backbone, is_ignored, naming_of, recognize_kind
 from tood_jax.weights.shapes import DetectorShapes, detector_shapes
 
@@ -31,15 +35,26 @@ class Weights(NamedTuple):
     notes: list[str]  # for the user
 
 
-def open_source(path: str | Path, step: int | Literal["best", "latest"] = "best") -> WeightsFile:
-    """Read a file, or the weights of a run (its folder or the folder of a step) that `eval.py` would use.
+def open_source(
+    path: str | Path, step: int | Literal["best", "latest"] = "best", log: Callable[[str], object] = print
+) -> WeightsFile:
+    """Read a file, or the weights of a run or a model folder that `eval.py` would use.
+
+    Args:
+        path: the file or folder, or the name of a remote file.
+        step: of a run, as in `open_checkpoint`.
+        log: called with a line that shows the commit and the checksum of a downloaded file.
 
     Raises:
         CheckpointError: nothing could be read; WeightsError for files.
     """
+    if is_remote(path):
+        return read_weights(download(str(path), log).path)
     if not Path(path).is_dir():
+        if not Path(path).exists() and (hint := similar_backbone(str(path))):
+            raise WeightsError(f"There is no file {path}.{hint}")
         return read_weights(path)
-    checkpoint = open_checkpoint(path, step)
+    checkpoint = open_model(path, step)
     weights = "ema" if "ema" in checkpoint.groups else "params"
     groups = [weights, *(group for group in checkpoint.groups if group == "batch_stats")]
     arrays = checkpoint.arrays(*groups)
@@ -90,7 +105,7 @@ def initial_weights(
     function logs what was loaded and what was not, and raises WeightsError as `fit_to_model`.
 
     Args:
-        path: a file of weights or a run.
+        path: a file of weights or a run, or the name of a remote file.
         config: the config of the run.
         build: returns the model for a number of classes.
         class_names: names of the classes of the run, by label.
@@ -99,7 +114,7 @@ def initial_weights(
 
     def load(params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
         random = named_leaves({"params": params, "batch_stats": batch_stats})
-        source, shapes = open_source(path), detector_shapes(build)
+        source, shapes = open_source(_same_everywhere(path), log=log), detector_shapes(build)
         weights = fit_to_model(source, path, config, shapes)
         loaded, classes = weights.tensors, ""
         if weights.num_classes is not None and classes_differ(weights.num_classes, source.class_names, class_names):
@@ -113,6 +128,13 @@ def initial_weights(
         return trees["params"], trees.get("batch_stats", {})
 
     return load
+
+
+def _same_everywhere(path: str) -> str:
+    """Return a name of the same bytes in all processes, because a branch on the Hub may change between downloads."""
+    if not is_remote(path) or jax.process_count() == 1:
+        return path
+    return broadcast_json(lambda: download(path, lambda _: None).exact_name)
 
 
 def classes_differ(count: int, names: tuple[str, ...] | None, expected: tuple[str, ...]) -> bool:
