@@ -5,7 +5,7 @@ BACKBONES = {
     # torchvision's names of tensors, BatchNorm's ε = 1e-5 and the stride in the 3×3 convolution.
     "resnet18": "hf://timm/resnet18.tv_in1k@bbd144b3e5565108aad885f145491d11bc6ce807/model.safetensors"
     "#sha256=694f673df6520a3158624e8a89af086f59923ee4cd7436fe5bc3bc71d295ad81",
-    "resnet34": "hf://timm/resnet34.tv_in1k@c983eba7f5e69bc3548a626d1b0b0b914e5de3a6/model.safetensors"
+    "resnet34": "hf://timm/resnet34.tv_in1k@1b7b21cca82ff974d341713f777bf740c2db38c4/model.safetensors"
     "#sha256=0bb82595a564991a9d424708b33f5d843f5aaed7f6c0886ff10849ff97022235",
     "resnet50": "hf://timm/resnet50.tv_in1k@78f3ecfdb38e06d9b8397f662e7ab8fee96026fa/model.safetensors"
     "#sha256=5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888",
