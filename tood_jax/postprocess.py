@@ -43,7 +43,7 @@ def nms(
     scores: Float[Array, " s"],
     labels: Int[Array, " s"],
     *,
-    iou_threshold: float,
+    iou_threshold: float | Float[Array, ""],
     max_detections: int,
 ) -> Int[Array, " k"]:
     """Class-wise greedy non-maximum suppression of one image.

@@ -2,14 +2,15 @@
 
     predictions → threshold → top-k of each level → NMS → the best K → matching with objects
 
-All stages have fixed sizes, so an object can be followed through them. Its *good* predictions are those whose box has an
+All stages have fixed sizes, so an object can be followed through them. Its good predictions are those whose box has an
 IoU with it of at least `MATCH_IOU`. An object is found if a detection of its class matches it (COCO's matching). Of a
-missed one, the cause is where the good prediction that came furthest ended.
+missed one, the cause is where the good prediction that came furthest ended. Boxes are those before score voting.
 
 Axes: N locations · C classes · S candidates, of all levels · K detections · M padded objects.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ CAUSES = (  # by number; those of 1–7 in the order of the stages
     "not in top-k",  # of its level
     "suppressed by NMS",
     "beyond max_detections",
-    "matched to another",  # it is a detection, but matches another object (or score voting moved it away)
+    "matched to another",  # it is a detection, but matches another object
 )
 FOUND, POOR_BOX, WRONG_CLASS, BELOW_THRESHOLD, NOT_IN_TOP_K, SUPPRESSED, BEYOND_MAX, OTHER_OBJECT = range(len(CAUSES))
 
@@ -55,8 +56,10 @@ def diagnose(pred: Predictions, batch: Batch, config: Config) -> Diagnosis:
     """Return what happened to each object of a batch, by the options of `config.detect`."""
     found = batch_candidates(pred, batch, config)
     pyramid = canvas_pyramid(batch, config.head.anchors_per_location)
-    boxes = pred.boxes * pyramid.strides[:, None] / jnp.tile(batch.scales[:, None, ::-1], 2)
-    options = config.detect
+    boxes, options = pred.boxes * pyramid.strides[:, None], config.detect
+    if options.clip_boxes:
+        limit = jnp.tile(batch.sizes[:, None, ::-1], 2).astype(boxes.dtype) - options.clip_margin
+        boxes = jnp.clip(boxes, 0, limit)
     return jax.vmap(
         lambda *image: diagnose_image(
             *image,
@@ -67,7 +70,7 @@ def diagnose(pred: Predictions, batch: Batch, config: Config) -> Diagnosis:
     )(
         selection_scores(pred, config),
         confidences(pred, config),
-        boxes,
+        boxes / jnp.tile(batch.scales[:, None, ::-1], 2),
         locations_in_image(pyramid, batch.sizes),
         found,
         original_boxes(batch),
@@ -127,6 +130,7 @@ def diagnose_image(
         scores: final scores, 0–1.
         found: what NMS receives.
     """
+    selection, scores = jnp.nan_to_num(selection, nan=0), jnp.nan_to_num(scores, nan=0)
     keep = nms(found.boxes, found.scores, found.labels, iou_threshold=nms_iou, max_detections=max_detections)
     is_kept = keep >= 0
     kept_boxes, kept_labels = found.boxes[keep], jnp.where(is_kept, found.labels[keep], -1)
@@ -141,11 +145,10 @@ def diagnose_image(
     detected = is_candidate & (rank < max_detections)
     suppressed = is_candidate & ~detected & (suppressor < max_detections)
     stage = jnp.where(detected, OTHER_OBJECT, jnp.where(suppressed, SUPPRESSED, BEYOND_MAX))
-    # Beyond the detections comes later than suppression, and to be one comes last.
     stage = jnp.where(is_candidate, stage, -1)
 
     def one(m, gt_box, label, is_object) -> Diagnosis:
-        iou = jnp.where(valid, aligned_iou(boxes, gt_box), -1)
+        iou = jnp.where(valid, jnp.nan_to_num(aligned_iou(boxes, gt_box), nan=-1), -1)
         is_good = iou >= MATCH_IOU
         own = selection[:, label]
         passes = is_good & (own > score_threshold)
@@ -191,7 +194,7 @@ def diagnose_image(
 
 
 class Setting(NamedTuple):
-    """Options of detection that `recall_of_settings` changes; arrays of one length."""
+    """Options of detection that `count_found` changes; arrays of one length."""
 
     score_threshold: Float[Array, " t"]
     nms_iou: Float[Array, " t"]
@@ -219,23 +222,45 @@ def count_found(
     rank = jnp.concatenate([jnp.arange(count) for count in counts])  # in the level; `select_candidates` sorts them
     compared = selection_scores(pred, loosest)
 
-    def one(found: Candidates, compared, gt_boxes, gt_labels, gt_mask):
-        selection = compared[found.locations, found.labels]
+    of_image = partial(
+        found_at_settings, rank=rank, settings=settings, max_detections=loosest.detect.max_detections, at_once=at_once
+    )
+    return jax.vmap(of_image)(compared, found, original_boxes(batch), batch.gt_labels, batch.gt_mask)
 
-        def at(setting: Setting):
-            chosen = (selection > setting.score_threshold) & (rank < setting.candidates_per_level)
-            scores = jnp.where(chosen, found.scores, 0)
-            keep = nms(
-                found.boxes,
-                scores,
-                found.labels,
-                iou_threshold=setting.nms_iou,  # type: ignore[arg-type]
-                max_detections=loosest.detect.max_detections,
-            )
-            labels = jnp.where(keep >= 0, found.labels[keep], -1)
-            matches = match_detections(found.boxes[keep], labels, gt_boxes, gt_labels, gt_mask, MATCH_IOU)
-            return (matches.gt_index >= 0).sum(dtype=jnp.int32), (keep >= 0).sum(dtype=jnp.int32)
 
-        return jax.lax.map(at, settings, batch_size=at_once)
+def found_at_settings(
+    selection: Float[Array, "n c"],
+    found: Candidates,
+    gt_boxes: Float[Array, "m 4"],
+    gt_labels: Int[Array, " m"],
+    gt_mask: Bool[Array, " m"],
+    *,
+    rank: Int[Array, " s"],
+    settings: Setting,
+    max_detections: int,
+    at_once: int,
+) -> tuple[Int[Array, " t"], Int[Array, " t"]]:
+    """Return the numbers of found objects and of detections of one image, for each setting.
 
-    return jax.vmap(one)(found, compared, original_boxes(batch), batch.gt_labels, batch.gt_mask)
+    Args:
+        selection: scores that threshold and top-k compare, 0–1.
+        found: candidates of the loosest setting.
+        rank: of each candidate in its level, from 0.
+        settings: the T settings.
+    """
+    compared = selection[found.locations, found.labels]
+
+    def at(setting: Any):
+        chosen = (compared > setting.score_threshold) & (rank < setting.candidates_per_level)
+        keep = nms(
+            found.boxes,
+            jnp.where(chosen, found.scores, 0),
+            found.labels,
+            iou_threshold=setting.nms_iou,
+            max_detections=max_detections,
+        )
+        labels = jnp.where(keep >= 0, found.labels[keep], -1)
+        matches = match_detections(found.boxes[keep], labels, gt_boxes, gt_labels, gt_mask, MATCH_IOU)
+        return (matches.gt_index >= 0).sum(dtype=jnp.int32), (keep >= 0).sum(dtype=jnp.int32)
+
+    return jax.lax.map(at, settings, batch_size=at_once)
