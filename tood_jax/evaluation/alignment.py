@@ -1,6 +1,6 @@
 """How well classification and localization agree: the measures of the paper's Table 6, on the device.
 
-The paper (section 4.3) measures two things on COCO val2017:
+Feng et al. (ICCV 2021) measure two things on COCO val2017:
 
 - Without NMS: for each object, the Pearson correlation between the ranks of classification and of localization of its
   50 most confident predictions, and the mean IoU of the 10 most confident ones; both averaged over the objects.
