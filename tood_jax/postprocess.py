@@ -3,6 +3,8 @@
 Axes: B images · N locations · C classes · S candidates · K detections. Boxes are xyxy.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -41,7 +43,7 @@ def nms(
     scores: Float[Array, " s"],
     labels: Int[Array, " s"],
     *,
-    iou_threshold: float,
+    iou_threshold: float | Float[Array, ""],
     max_detections: int,
 ) -> Int[Array, " k"]:
     """Class-wise greedy non-maximum suppression of one image.
@@ -92,6 +94,57 @@ def vote(
     return jnp.where(total > 0, weight @ all_boxes / jnp.maximum(total, 1e-12), boxes)
 
 
+class Candidates(NamedTuple):
+    """What NMS receives of one image."""
+
+    boxes: Float[Array, "s 4"]  # pixels of the original image
+    scores: Float[Array, " s"]  # final scores, 0–1; 0 marks a candidate that doesn't exist
+    labels: Int[Array, " s"]
+    locations: Int[Array, " s"]  # indices in N
+    dropped: Int[Array, ""]  # pairs of location and class that were left out because they are not finite
+
+
+def image_candidates(
+    scores: Float[Array, "n c"],
+    boxes: Float[Array, "n 4"],
+    valid: Bool[Array, " n"],
+    size: Int[Array, "2"],
+    scale: Float[Array, "2"],
+    quality: Float[Array, " n"] | None,
+    *,
+    level_slices: tuple[slice, ...],
+    score_threshold: float,
+    per_level: int,
+    clip_boxes: bool,
+    clip_margin: float,
+    geometric_mean: bool,
+) -> Candidates:
+    """Return what NMS receives of one image: the stages of `detect` up to NMS, with its arguments."""
+    per_pixel = jnp.tile(scale[::-1], 2)
+    if quality is not None:
+        quality = jnp.where(jnp.isfinite(quality), quality, 0)
+        if geometric_mean:
+            scores = jnp.sqrt(scores * quality[:, None])
+    is_box = jnp.isfinite(boxes / per_pixel).all(axis=-1)  # before a clip hides it
+    is_score = jnp.isfinite(scores)
+    dropped = valid[:, None] & (~is_score | ((scores > score_threshold) & ~is_box[:, None]))
+    boxes, scores = jnp.where(is_box[:, None], boxes, 0), jnp.where(is_box[:, None] & is_score, scores, 0)
+    if clip_boxes:
+        boxes = jnp.clip(boxes, 0, jnp.tile(size[::-1], 2).astype(boxes.dtype) - clip_margin)
+    locations, scores, labels = select_candidates(
+        scores,
+        valid,
+        level_slices=level_slices,
+        score_threshold=score_threshold,
+        per_level=per_level,
+    )
+    if quality is not None and not geometric_mean:
+        scores = scores * quality[locations]
+    boxes = boxes[locations] / per_pixel
+    scores = jnp.where((boxes[:, 2:] > boxes[:, :2]).all(axis=-1), scores, 0)  # boxes without area go
+    return Candidates(boxes, scores, labels, locations, dropped.sum(dtype=jnp.int32))
+
+
 def detect(
     scores: Float[Array, "b n c"],
     boxes: Float[Array, "b n 4"],
@@ -129,29 +182,16 @@ def detect(
         Detections in pixels of the original image.
     """
 
-    def one(scores, boxes, valid, size, scale, quality):
-        per_pixel = jnp.tile(scale[::-1], 2)
-        if quality is not None:
-            quality = jnp.where(jnp.isfinite(quality), quality, 0)
-            if geometric_mean:
-                scores = jnp.sqrt(scores * quality[:, None])
-        is_box = jnp.isfinite(boxes / per_pixel).all(axis=-1)  # before a clip hides it
-        is_score = jnp.isfinite(scores)
-        dropped = valid[:, None] & (~is_score | ((scores > score_threshold) & ~is_box[:, None]))
-        boxes, scores = jnp.where(is_box[:, None], boxes, 0), jnp.where(is_box[:, None] & is_score, scores, 0)
-        if clip_boxes:
-            boxes = jnp.clip(boxes, 0, jnp.tile(size[::-1], 2).astype(boxes.dtype) - clip_margin)
-        locations, scores, labels = select_candidates(
-            scores,
-            valid,
+    def one(*image):
+        boxes, scores, labels, _, dropped = image_candidates(
+            *image,
             level_slices=level_slices,
             score_threshold=score_threshold,
             per_level=candidates_per_level,
+            clip_boxes=clip_boxes,
+            clip_margin=clip_margin,
+            geometric_mean=geometric_mean,
         )
-        if quality is not None and not geometric_mean:
-            scores = scores * quality[locations]
-        boxes = boxes[locations] / per_pixel
-        scores = jnp.where((boxes[:, 2:] > boxes[:, :2]).all(axis=-1), scores, 0)  # boxes without area go
         keep = nms(boxes, scores, labels, iou_threshold=nms_iou, max_detections=max_detections)
         real, kept = keep >= 0, boxes[keep]
         if score_voting:
@@ -160,7 +200,7 @@ def detect(
             jnp.where(real[:, None], kept, 0),
             jnp.where(real, scores[keep], 0),
             jnp.where(real, labels[keep], -1),
-            dropped.sum(dtype=jnp.int32),
+            dropped,
         )
 
     return jax.vmap(one)(scores, boxes, valid, sizes, scales, quality)

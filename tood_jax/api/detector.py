@@ -145,8 +145,11 @@ def load(checkpoint: str | Path, step: int | Literal["best", "latest"] = "best")
     return TrainedDetector(load_trained_model(opened, config), config)
 
 
-def load_trained_model(checkpoint: Checkpoint, config: Config) -> TrainedModel:
+def load_trained_model(checkpoint: Checkpoint, config: Config, averaged: bool = True) -> TrainedModel:
     """Return the model of a checkpoint with the weights to evaluate: the moving average if the checkpoint has one.
+
+    Args:
+        averaged: False for the weights that training goes on with.
 
     Raises:
         CheckpointError: the checkpoint has no classes, its leaves differ from the model's (which is found before any is
@@ -155,7 +158,7 @@ def load_trained_model(checkpoint: Checkpoint, config: Config) -> TrainedModel:
     classes = tuple(ClassInfo(entry["id"], entry["name"]) for entry in checkpoint.about.get("classes") or ())
     if not classes:
         raise CheckpointError(f"{checkpoint.folder} doesn't name the classes that it was trained on.")
-    weights = "ema" if "ema" in checkpoint.groups else "params"
+    weights = "ema" if averaged and "ema" in checkpoint.groups else "params"
     groups = [weights, *(group for group in ["batch_stats"] if group in checkpoint.groups)]
     model = build_model(config, len(classes))
     _check_shapes(checkpoint, model, groups)

@@ -70,7 +70,7 @@ def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, config: Config
         ConfigError: the checkpoint was trained on other classes.
     """
     trained = load_trained_model(checkpoint, config)
-    _check_classes(trained, dataset, config.data.val.source)
+    check_classes(trained, dataset, config.data.val.source)
     mesh = make_mesh(space=config.parallel.space)
     connect_processes(mesh)
     detect_step = compile_detect_step(trained.model, config, mesh)
@@ -85,7 +85,8 @@ def describe(evaluation: Evaluation, dataset: Dataset) -> list[str]:
     return [*texts, evaluation.left_out] if evaluation.left_out else texts
 
 
-def _check_classes(trained: TrainedModel, dataset: Dataset, source: str) -> None:
+def check_classes(trained: TrainedModel, dataset: Dataset, source: str) -> None:
+    """Raise ConfigError if the data set has other classes than the checkpoint."""
     if trained.classes != dataset.classes:
         raise ConfigError(
             f"{source} has the categories {list(class_names(dataset.classes))}, but the checkpoint was "

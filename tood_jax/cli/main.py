@@ -30,6 +30,7 @@ COMMANDS = {
     "train": Command("tood_jax.cli.train", "train a detector, or resume a run that was stopped"),
     "eval": Command("tood_jax.cli.evaluate", "evaluate a checkpoint: COCO AP, or detections of a test set"),
     "predict": Command("tood_jax.cli.predict", "detect objects in images, draw them and write them as JSON"),
+    "analyze": Command("tood_jax.tools.analyze.main", "alignment, maps, targets, missed objects", takes_config=False),
     "convert": Command("tood_jax.cli.convert", "convert weights: .pth, .safetensors, runs"),
     "push": Command(
         "tood_jax.cli.push", "publish a run on the Hugging Face Hub, with a model card", takes_config=False
@@ -38,6 +39,7 @@ COMMANDS = {
     "compile": Command("tood_jax.tools.compile_for.main", "compile a config for other devices: memory and work"),
     "configs": Command("tood_jax.cli.configs", "list the configs with their published AP", takes_config=False),
     "info": Command("tood_jax.tools.info", "parameters and multiply-adds of a config or a checkpoint"),
+    "replay": Command("tood_jax.tools.replay", "one update of a run again: its batch, losses per object, gradients"),
     "runs": Command("tood_jax.cli.runs", "list runs with their steps and AP", takes_config=False),
 }
 

@@ -32,6 +32,7 @@ from tood_jax.evaluation.coco_ap import format_table
 from tood_jax.evaluation.evaluate import evaluate_set
 from tood_jax.evaluation.predict import DetectStep, ImageDetections, compile_detect_step
 from tood_jax.models.build import build_model
+from tood_jax.models.detector import canvas_pyramid
 from tood_jax.run_log.goodput import Stopwatch
 from tood_jax.run_log.log import RunLog
 from tood_jax.training.consistency import check_same_everywhere, describe_process
@@ -39,7 +40,10 @@ from tood_jax.training.disk_space import report_full_disk
 from tood_jax.training.folder_lock import hold_folder
 from tood_jax.training.height_split import check_height_split
 from tood_jax.training.loop import Outcome, train
+from tood_jax.training.plan import make_plan
+from tood_jax.training.seen_batch import batch_of_step, compile_assignment
 from tood_jax.training.state import TrainState
+from tood_jax.training.train_step import warmup_steps
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.terminal import print_warning
 from tood_jax.visualization.draw import (
@@ -49,6 +53,7 @@ from tood_jax.visualization.draw import (
     resize_for_drawing,
     side_by_side,
 )
+from tood_jax.visualization.targets import draw_targets
 from tood_jax.weights.load import initial_weights
 
 PROG = "train.py"
@@ -130,6 +135,7 @@ def run(
             )
         if jax.process_count() == 1:  # several processes stop together, in the loop
             stop.check()
+        drawings = TargetDrawings(train_set, config, log)
         outcome = train(
             config,
             model=model,
@@ -141,6 +147,7 @@ def run(
             watch=watch,
             start_from=start,
             val_set=val_set,
+            on_phase_start=drawings if config.train.draw_targets and is_primary() else None,
         )
         if not outcome.stopped:
             log.info(f"Done. Next: tood eval --checkpoint {folder}")
@@ -189,6 +196,41 @@ class Evaluator:
         except Exception as error:
             reason = printable(error) or type(error).__name__
             self.log.info(f"warning: the detections of step {step} can't be drawn ({reason})")
+
+
+@dataclass(frozen=True)
+class TargetDrawings:
+    """Logs a drawing of what training sees in a step: a few images of its batch and the positives of their objects.
+
+    The network runs on one device and on these images alone, so norms have their statistics.
+    """
+
+    dataset: Dataset
+    config: Config
+    log: RunLog
+
+    def __call__(self, state: TrainState, step: int) -> None:
+        """Log the drawing of the update after `step`; an error in it never ends the run."""
+        try:
+            self.log.picture(step, "targets", self._draw(state, step))
+        except Exception as error:
+            reason = printable(error) or type(error).__name__
+            self.log.info(f"warning: the targets of step {step} can't be drawn ({reason})")
+
+    def _draw(self, state: TrainState, step: int) -> np.ndarray:
+        config, mesh = self.config, make_mesh(jax.local_devices()[:1])
+        weights = [
+            jax.tree.map(lambda x: np.asarray(x.addressable_data(0) if x.is_fully_replicated else x), tree)
+            for tree in (state.params, state.batch_stats)
+        ]
+        rows = batch_of_step(self.dataset, config, step)
+        batch = jax.tree.map(lambda x: x[:DRAWN_IMAGES], rows)
+        model = build_model(config, len(self.dataset.classes))
+        epoch_steps = make_plan(config, len(self.dataset.images)).epoch_steps
+        in_tal_phase = np.asarray(step >= warmup_steps(config, epoch_steps))
+        assignment = jax.device_get(compile_assignment(model, config, mesh)(*weights, batch, in_tal_phase))
+        pyramid = canvas_pyramid(batch, config.head.anchors_per_location)
+        return draw_targets(batch, assignment, pyramid, class_names(self.dataset.classes))
 
 
 def draw_comparison(found: list[ImageDetections], dataset: Dataset, bit_depth: int) -> np.ndarray:

@@ -314,6 +314,8 @@ class TrainConfig:
     """Newest checkpoints to keep, in addition to the best one (by AP)."""
     log_every_steps: Annotated[int, Range(1, 1_000_000_000)] = 50
     """Steps between two log lines."""
+    draw_targets: bool = True
+    """Draw a few images with the positives of their objects at the start of the run and of the task-aligned phase."""
     collapse_steps: Annotated[int, Range(0, 1_000_000_000)] = 100
     """Training counts as collapsed after this many consecutive steps whose objects gave almost no training signal: no
     positives, targets near 0, or boxes that miss their objects; 0 turns the check off."""

@@ -89,6 +89,15 @@ def detection_losses(pred: Predictions, batch: Batch, in_tal_phase: Any, config:
     return losses_and_targets(pred, batch, in_tal_phase, config)[0]
 
 
+class LossMaps(NamedTuple):
+    """Weighted and divided losses of each prediction; their sums over the batch are `Losses`."""
+
+    cls: Float[Array, "b n"]  # over the classes; of negatives, too
+    box: Float[Array, "b n"]
+    quality: Float[Array, "b n"]
+    distribution: Float[Array, "b n"]
+
+
 def losses_and_targets(
     pred: Predictions, batch: Batch, in_tal_phase: Any, config: Config, divisors: Divisors | None = None
 ) -> tuple[Losses, TargetSummary]:
@@ -98,6 +107,24 @@ def losses_and_targets(
         pred: of the batch's canvas.
         in_tal_phase: bool, may be traced; for the task_aligned assigner only: False in the ATSS warm-up, True after it.
         divisors: sums over the step that this batch is a part of; None if the batch is the whole step.
+    """
+    maps, assignment, targets, terms = loss_maps(pred, batch, in_tal_phase, config, divisors)
+    pyramid = batch_locations(batch, config).pyramid
+
+    def by_level(x):  # five sums: what devices exchange are five numbers, not N
+        return jnp.stack([x[:, level].sum() for level in pyramid.level_slices])
+
+    summary = _summarize(batch, targets, terms, assignment, by_level)
+    return Losses(*(by_level(x) for x in maps)), lax.stop_gradient(summary)
+
+
+def loss_maps(
+    pred: Predictions, batch: Batch, in_tal_phase: Any, config: Config, divisors: Divisors | None = None
+) -> tuple[LossMaps, Assignment, Targets, LossTerms]:
+    """Return the losses of each prediction, and the assignment and targets behind them.
+
+    Args:
+        pred, in_tal_phase, divisors: as in `losses_and_targets`.
     """
     locations = batch_locations(batch, config)
 
@@ -124,13 +151,8 @@ def losses_and_targets(
     if config.head.box_coding == "binned_distances":
         distribution = _distribution_losses(pred, targets, locations) * terms.box_weight
         distribution = distribution * config.loss.distribution_loss_weight / divisor.box
-
-    def by_level(x):  # five sums: what devices exchange are five numbers, not N
-        return jnp.stack([x[:, level].sum() for level in locations.pyramid.level_slices])
-
-    parts = (terms.cls / divisor.cls, terms.box / divisor.box, quality, distribution)
-    summary = _summarize(batch, targets, terms, assignment, by_level)
-    return Losses(*(by_level(x) for x in parts)), lax.stop_gradient(summary)
+    maps = LossMaps(terms.cls / divisor.cls, terms.box / divisor.box, quality, distribution)
+    return maps, assignment, targets, terms
 
 
 def warm_up_loss(pred: Predictions, targets: Targets, locations: Locations, config: Config) -> LossTerms:

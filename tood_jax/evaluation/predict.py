@@ -13,7 +13,7 @@ from tood_jax.distributed.compiler_options import compiler_options
 from tood_jax.distributed.mesh import map_per_device
 from tood_jax.distributed.sharding import batch_shardings, over_batch, put_batch, replicated
 from tood_jax.models.detector import Detector, detections, normalize_images
-from tood_jax.types import Array, Batch, Detections, Tree
+from tood_jax.types import Array, Batch, Detections, Predictions, Tree
 
 DetectStep = Callable[[Tree, Tree, Batch], tuple[Detections, Array]]
 
@@ -33,14 +33,26 @@ def compile_detect_step(model: Detector, config: Config, mesh: Mesh) -> Any:
 
     Its results are replicated on every process, so that each of them can evaluate.
     """
+    return compile_prediction_step(model, config, mesh, lambda pred, batch: detections(pred, batch, config))
+
+
+def compile_prediction_step(
+    model: Detector, config: Config, mesh: Mesh, of_images: Callable[[Predictions, Batch], Tree]
+) -> Any:
+    """Return a function from (params, batch_stats, batch) to `of_images(predictions, batch)` and image indices.
+
+    It is compiled for the mesh, and its results are replicated on every process.
+
+    Args:
+        of_images: treats every image by itself; its results have B in front.
+    """
 
     def step(params, batch_stats, batch):
         images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
         with use_abstract_mesh(mesh.abstract_mesh):
             pred: Any = model.apply({"params": params, "batch_stats": batch_stats}, images, False, batch.sizes)
             pred = lax.with_sharding_constraint(pred, over_batch(mesh))  # NMS needs whole images
-            detect = map_per_device(lambda pred, batch: detections(pred, batch, config))
-            return detect(pred, batch), batch.image_indices
+            return map_per_device(of_images)(pred, batch), batch.image_indices
 
     replication = replicated(mesh)
     return jax.jit(

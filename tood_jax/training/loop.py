@@ -36,13 +36,15 @@ from tood_jax.training.resume import StartFrom, restore_or_init
 from tood_jax.training.run_description import RunDescription
 from tood_jax.training.state import TrainState
 from tood_jax.training.stepper import Row, Stepper
-from tood_jax.training.train_step import compile_train_step
+from tood_jax.training.train_step import compile_train_step, warmup_steps
 
 FINAL_SAVE_SECONDS = 300.0  # time for the attempts to save the last state on a failing disk
 _MAX_PAUSE = 30.0  # between two of these attempts, seconds
 
 Evaluate = Callable[[TrainState, int, Callable[[], None]], dict[str, Any]]
 """(state, step, check) to metrics with "AP" among them; calls `check`, which may raise Stopped, between its batches."""
+OnPhaseStart = Callable[[TrainState, int], None]
+"""(state, step), at the first step of each phase: of the run, and of task alignment learning after the warm-up."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def train(
     watch: Stopwatch | None = None,
     start_from: StartFrom | None = None,
     val_set: Dataset | None = None,
+    on_phase_start: OnPhaseStart | None = None,
 ) -> Outcome:
     """Train to the end, or to a request to stop, from the newest checkpoint in the run's folder if there is one.
 
@@ -75,6 +78,7 @@ def train(
 
     Args:
         val_set: data set of `evaluate`, to be compared with the checkpoint's.
+        on_phase_start: called by the processes that have one; it must not wait for other processes.
 
     Raises:
         CheckpointError: the run's checkpoint is of other classes, or of other data and that is not accepted.
@@ -122,6 +126,7 @@ def train(
                 store=store,
                 log=log,
                 evaluate=evaluate,
+                on_phase_start=on_phase_start,
                 stepper=stepper,
                 batches=batches,
                 watch=watch,
@@ -143,6 +148,7 @@ class _Run:
     store: CheckpointStore
     log: RunLog
     evaluate: Evaluate
+    on_phase_start: OnPhaseStart | None
     stepper: Stepper
     batches: Any  # of data/loader.py, with counts of what was left out
     watch: Stopwatch
@@ -158,9 +164,16 @@ class _Run:
         self.ledger.mark(self.step)
         if plan.evaluates_at(self.step) and self.metrics is None:  # stopped between this step and its evaluation
             self._evaluate()
+        phase_starts = (0, warmup_steps(self.config, plan.epoch_steps))
         pace = Pace(self.watch)
         while self.step < plan.total_steps and not stepper.reason:
-            self._run_steps(plan.next_save(self.step) - self.step, pace)
+            if self.on_phase_start and self.step in phase_starts:
+                with self.watch.spend("evaluating"):
+                    self.on_phase_start(stepper.state, self.step)
+            save_step = plan.next_save(self.step)
+            self._run_steps(min(step for step in (*phase_starts, save_step) if step > self.step) - self.step, pace)
+            if self.step in phase_starts and self.step < save_step and not stepper.reason:
+                continue
             if self.step < plan.total_steps and self.collapse.is_suspicious:
                 self.log.info(f"Step {self.step} is neither saved nor evaluated: it had almost nothing to learn.")
                 continue

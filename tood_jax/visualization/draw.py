@@ -176,11 +176,11 @@ def _draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, captions: Se
         cv2.rectangle(canvas, (x0, y0), (x1, y1), color, thickness)
         shown.append(((x0, y0), caption, color))
     for corner, caption, color in shown:
-        _caption(canvas, corner, caption, color)
+        draw_caption(canvas, corner, caption, color)
     return canvas
 
 
-def _caption(canvas: np.ndarray, corner: tuple[int, int], text: str, color: tuple[int, int, int]) -> None:
+def draw_caption(canvas: np.ndarray, corner: tuple[int, int], text: str, color: tuple[int, int, int]) -> None:
     """Write text on a background in the class's color above a corner, or below or moved left if there is no space."""
     height, width = canvas.shape[:2]
     letters = max(9.0, min(height, width) / 40)  # pixels; smaller letters are not legible

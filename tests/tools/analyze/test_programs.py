@@ -1,0 +1,72 @@
+"""tood analyze on a real run: what it prints and writes, and its errors."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from tood_jax.cli import evaluate
+from tood_jax.evaluation.missed import CAUSES
+from tood_jax.tools.analyze import alignment, main, maps, missed
+
+
+@pytest.mark.slow
+def test_alignment_counts_the_boxes_of_the_evaluation(trained, tmp_path, capsys):
+    alignment.main(["--checkpoint", str(trained.folder), "--json", str(tmp_path / "a.json")])
+    measured = json.loads((tmp_path / "a.json").read_text())
+    text = capsys.readouterr().out
+    assert "0.452" in text
+    assert "30,734" in text
+    assert measured["images"] == 5
+    evaluate.main(["--checkpoint", str(trained.folder), "--out", str(tmp_path / "results.json")])
+    detections = len(json.loads((tmp_path / "results.json").read_text()))
+    assert measured["correct"] + measured["redundant"] + measured["error"] <= detections
+
+
+@pytest.mark.slow
+def test_missed_objects_and_settings(trained, tmp_path, capsys):
+    files = {name: tmp_path / name for name in ("m.csv", "m.json", "pictures")}
+    words = [f"--csv={files['m.csv']}", f"--json={files['m.json']}", f"--pictures={files['pictures']}"]
+    missed.main(["--checkpoint", str(trained.folder), *words, "--max_pictures=2"])
+    rows = list(csv.DictReader(files["m.csv"].open()))
+    content = json.loads(files["m.json"].read_text())
+    assert {row["cause"] for row in rows} <= set(CAUSES)
+    assert content["causes"] == {name: sum(row["cause"] == name for row in rows) for name in CAUSES}
+    detect = trained.config.detect
+    present = [
+        row for row in content["settings"]
+        if (row["score_threshold"], row["nms_iou"]) == (detect.score_threshold, detect.nms_iou)
+        and row["candidates_per_level"] == detect.candidates_per_level
+    ]  # fmt: skip
+    assert [row["found"] for row in present] == [content["causes"]["found"]]
+    assert len(content["settings"]) >= 288
+    lost = len(rows) - content["causes"]["found"]
+    assert len(list(files["pictures"].glob("*.png"))) == min(2, lost)
+    assert "best: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_maps_of_an_annotated_and_of_another_image(trained, tmp_path, capsys):
+    image = sorted((trained.data / "val").iterdir())[0]
+    maps.main(["--checkpoint", str(trained.folder), f"--image={image}", f"--out={tmp_path / 'one'}"])
+    assert "Without annotations" not in capsys.readouterr().out
+    assert (tmp_path / "one.svg").stat().st_size > 10_000
+    other = tmp_path / image.name
+    other.write_bytes(image.read_bytes())
+    maps.main(
+        ["--checkpoint", str(trained.folder), f"--image={other}", f"--out={tmp_path / 'one'}"]
+    )  # replaces its own
+    assert "is not an image of" in capsys.readouterr().out
+    (tmp_path / "two.png").write_bytes(np.arange(9).tobytes())
+    with pytest.raises(SystemExit):
+        maps.main(["--checkpoint", str(trained.folder), f"--image={other}", f"--out={tmp_path / 'two'}"])
+    assert "exists and was not written by this program" in capsys.readouterr().err
+
+
+def test_an_analysis_that_does_not_exist(capsys):
+    with pytest.raises(SystemExit):
+        main.main(["mised"])
+    assert capsys.readouterr().err == "tood analyze: there is no analysis mised. Did you mean missed?\n"
+    main.main(["--help"])
+    assert all(f"  {name} " in capsys.readouterr().out for name in ["alignment"])

@@ -1,0 +1,1 @@
+"""tood analyze: what a detector or its training does, and why."""
