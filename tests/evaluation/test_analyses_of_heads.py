@@ -53,4 +53,4 @@ def test_found_objects_are_those_that_detections_match(tmp_path, fusion):
         assert (fates.cause[i][mask] >= 0).all()
         assert measured.correct[i] == recalled[i, 0] == len(expected)
         assert detected[i, 0] == real.sum()
-    assert 0 < recalled.sum() < batch.gt_mask.sum() or recalled.sum() > 3
+    assert recalled.sum() > 0

@@ -170,9 +170,10 @@ def _draw_boxes(
     for location in shown[::-1]:
         box, (x, y) = boxes[location], maps.pyramid.points[location]
         axes.add_patch(_rectangle(box, color, linewidth=1.4))
+        corner = np.clip(box[:2], (0, 0.03 * image.shape[0]), (image.shape[1], image.shape[0]))
         axes.plot(x, y, "o", color=color, markersize=3.5, markeredgecolor="black", markeredgewidth=0.5)
         axes.annotate(
-            f"{class_names[maps.label[location]]} {maps.score[location]:.2f}", (box[0], box[1]), (1, 2),
+            f"{class_names[maps.label[location]]} {maps.score[location]:.2f}", corner, (1, 2),
             textcoords="offset points", fontsize=5.5, color="black", annotation_clip=True,
             bbox={"facecolor": color, "pad": 0.6, "linewidth": 0, "alpha": 0.85},
         )  # fmt: skip
