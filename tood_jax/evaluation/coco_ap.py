@@ -127,10 +127,7 @@ def evaluate(
     if not truth["images"] or not truth["categories"]:
         classes = len(truth["categories"])
         return _summary(np.full((10, 101, classes, 4, 3), -1.0), np.full((10, classes, 4, 3), -1.0))
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = run_engine(truth, found, HAS_HOTCOCO if engine == "auto" else engine == "hotcoco")
-        evaluation.accumulate()
-    return _summary(evaluation.eval["precision"], evaluation.eval["recall"])
+    return read_metrics(run_engine(truth, found, HAS_HOTCOCO if engine == "auto" else engine == "hotcoco"))
 
 
 def numbered(
@@ -243,13 +240,22 @@ def run_engine(truth: dict[str, Any], found: dict[str, Any], use_hotcoco: bool =
         def indexed(dataset: dict[str, Any]) -> Any:
             coco = COCO()
             coco.dataset = dataset
-            coco.createIndex()
+            with contextlib.redirect_stdout(io.StringIO()):
+                coco.createIndex()
             return coco
 
         evaluation = COCOeval(indexed(truth), indexed(found), "bbox")
     evaluation.params.maxDets = list(MAX_DETECTIONS)
-    evaluation.evaluate()
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
     return evaluation
+
+
+def read_metrics(engine: Any) -> CocoMetrics:
+    """Return the metrics of what `run_engine` returned."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine.accumulate()
+    return _summary(engine.eval["precision"], engine.eval["recall"])
 
 
 def _summary(precision: np.ndarray, recall: np.ndarray) -> CocoMetrics:

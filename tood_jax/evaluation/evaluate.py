@@ -13,8 +13,16 @@ from tood_jax.data.dataset import Dataset
 from tood_jax.data.loader import eval_batches
 from tood_jax.distributed.data_counts import sum_over_processes
 from tood_jax.distributed.host_sync import broadcast_json
-from tood_jax.evaluation.coco_ap import HAS_HOTCOCO, CocoMetrics, coco_results, evaluate
-from tood_jax.evaluation.matching import count_classes, match
+from tood_jax.evaluation.coco_ap import (
+    HAS_HOTCOCO,
+    CocoMetrics,
+    coco_results,
+    evaluate,
+    numbered,
+    read_metrics,
+    run_engine,
+)
+from tood_jax.evaluation.matching import count_classes, read_matches
 from tood_jax.evaluation.predict import DetectStep, ImageDetections, LossSums, detect_batches, mean_losses
 from tood_jax.types import Tree
 
@@ -67,29 +75,26 @@ def evaluate_set(
         [dataset.images[image.image_index].id for image in detections],
         [category.id for category in dataset.classes],
     )
-    values, thresholds = broadcast_json(
-        lambda: (dataclasses.asdict(_metrics(dataset, results)), _thresholds(dataset, results))
-    )
+    values, thresholds = broadcast_json(lambda: _metrics_and_thresholds(dataset, results))
     metrics = CocoMetrics(**{**values, "class_ap": tuple(values["class_ap"])})
     notes = [sum_over_processes(batches.counts).summary(), _describe_non_finite(detections)]
     left_out = " ".join(note for note in notes if note)
     return Evaluation(metrics, detections, results, left_out, mean_losses(loss_sums), thresholds)
 
 
-def _metrics(dataset: Dataset, results: list[dict[str, Any]]) -> CocoMetrics:
-    """Return the metrics; all NaN for a data set without annotations."""
+def _metrics_and_thresholds(
+    dataset: Dataset, results: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[float | None] | None]:
+    """Return the metrics, all NaN for a data set without annotations, and the best threshold of each class."""
     truth = dataset.ground_truth()
-    if dataset.has_annotations:
-        return evaluate(truth, results)
-    return evaluate({"images": [], "categories": truth["categories"]}, [])
-
-
-def _thresholds(dataset: Dataset, results: list[dict[str, Any]]) -> list[float | None] | None:
-    """Return the best threshold of each class, None for a class without right detections."""
-    if not (HAS_HOTCOCO and dataset.has_annotations):
-        return None
-    best = (count.threshold for count in count_classes(match(dataset.ground_truth(), results, thresholds=1)))
-    return [None if math.isnan(threshold) else threshold for threshold in best]
+    if not dataset.has_annotations:
+        return dataclasses.asdict(evaluate({"images": [], "categories": truth["categories"]}, [])), None
+    if not HAS_HOTCOCO:
+        return dataclasses.asdict(evaluate(truth, results)), None
+    both = numbered(truth, results)
+    engine = run_engine(*both)
+    best = (count.threshold for count in count_classes(read_matches(engine, *both, thresholds=1)))
+    return dataclasses.asdict(read_metrics(engine)), [None if math.isnan(value) else value for value in best]
 
 
 def _describe_non_finite(detections: list[ImageDetections]) -> str:

@@ -105,7 +105,10 @@ def _confusion(confusion: np.ndarray, names: Sequence[str]) -> bytes:
             if count:
                 color = "white" if share[row, column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=color)
-    axes.set(xlabel="detected as", ylabel="object", title="Confusion matrix at the best thresholds")
+        axes.set(xlabel="detected as", ylabel="object")
+    else:
+        axes.set(xlabel="detected as (column of confusion.csv; last: missed)", ylabel="object (row; last: none)")
+    axes.set_title("Confusion matrix at the best thresholds")
     return encode_figure(figure)
 
 
@@ -155,6 +158,7 @@ def draw_history(rows: Sequence[dict[str, Any]]) -> bytes:
             axes.plot([row["step"] for row in rows], values, "o-", markersize=3, label=_LABELS.get(name, name))
         axes.grid(alpha=0.3)
         axes.legend()
+    panels[0].set_ylabel("percent")
     panels[-1].set_xlabel("step")
     return encode_figure(figure)
 
