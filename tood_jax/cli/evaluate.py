@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
         val = config.data.val
         check_output_file("--out", out, is_results_file, [val.images, val.annotations, args.checkpoint])
         folder = Path(args.report_out) if args.report_out else report_folder(run, checkpoint.step)
-        if args.report and is_primary():
+        if args.report:
             check_report_folder(folder)
         join()
         show = print_line if is_primary() else lambda _: False

@@ -309,8 +309,7 @@ class TrainConfig:
     eval_batch_size: Annotated[int, Range(1, 100_000)] = 16
     """Images per step in evaluation, over all devices and processes."""
     eval_losses: bool = False
-    """Also compute the loss on the val split, in the same pass, at each evaluation. On many objects per image or a CPU
-    the evaluation becomes noticeably longer."""
+    """Also compute the loss on the val split at each evaluation, in the same pass."""
     checkpoint_every_steps: Annotated[int, Range(1, 1_000_000_000)] = 1000
     """Save after every so many steps, at each evaluation and at the end."""
     keep_checkpoints: Annotated[int, Range(1, 1_000_000)] = 2
