@@ -133,7 +133,7 @@ def run(
         connect_processes(mesh)
         model = build_model(config, len(train_set.classes))
         _check_height_split(config, len(train_set.classes), mesh, log)
-        detect_step = compile_detect_step(model, config, mesh, with_losses=config.train.eval_losses)
+        detect_step = compile_detect_step(model, config, mesh, config.train.eval_losses)
         plan = make_plan(config, len(train_set.images))
         evaluate = Evaluator(detect_step, val_set, config, mesh, log, plan, report)
         start = None
