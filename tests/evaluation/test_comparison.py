@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.evaluation.test_matching import random_set
+from tests.evaluation.test_matches import random_set
 from tood_jax.evaluation.coco_ap import evaluate
 from tood_jax.evaluation.comparison import compare_results
 

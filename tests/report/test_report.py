@@ -17,7 +17,7 @@ from tests.report.conftest import HOSTILE, evaluation_of, imperfect_results
 from tood_jax.cli.reports import check_report_folder, make_report
 from tood_jax.config import Config, ConfigError
 from tood_jax.data.dataset import ClassInfo
-from tood_jax.evaluation.matching import count_classes, match
+from tood_jax.evaluation.matches import count_classes, match
 from tood_jax.report.page import Section
 from tood_jax.report.write import FIGURES, FILES, write_report
 

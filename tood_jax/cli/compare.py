@@ -19,7 +19,7 @@ from tood_jax.data.formats.coco import parse_coco, read_coco_json
 from tood_jax.data.load_dataset import load_dataset
 from tood_jax.data.paths import as_path, read_bytes
 from tood_jax.evaluation.comparison import Difference, compare_results
-from tood_jax.evaluation.matching import has_report_packages
+from tood_jax.evaluation.matches import has_report_packages
 from tood_jax.untrusted.bounded_json import JsonError, as_number, parse_json
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.regular_files import read_regular

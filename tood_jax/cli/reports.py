@@ -8,7 +8,7 @@ from tood_jax.cli.written_files import WrittenFiles
 from tood_jax.config import Config, ConfigError
 from tood_jax.data.dataset import Dataset
 from tood_jax.evaluation.evaluate import Evaluation
-from tood_jax.evaluation.matching import has_report_packages
+from tood_jax.evaluation.matches import has_report_packages
 from tood_jax.report.analysis import Analysis
 from tood_jax.report.write import FILES, write_report
 from tood_jax.untrusted.printable import printable

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tood_jax.evaluation.matching import AveragePrecision, bootstrap, interval, match, mean_defined
+from tood_jax.evaluation.matches import AveragePrecision, bootstrap, interval, match, mean_defined
 
 
 class Difference(NamedTuple):

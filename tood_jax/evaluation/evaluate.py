@@ -22,7 +22,7 @@ from tood_jax.evaluation.coco_ap import (
     read_metrics,
     run_engine,
 )
-from tood_jax.evaluation.matching import count_classes, read_matches
+from tood_jax.evaluation.matches import count_classes, read_matches
 from tood_jax.evaluation.predict import DetectStep, ImageDetections, LossSums, detect_batches, mean_losses
 from tood_jax.types import Tree
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tood_jax.evaluation.coco_ap import CocoMetrics, Interval, number_ids, numbered, run_engine
-from tood_jax.evaluation.matching import (
+from tood_jax.evaluation.matches import (
     ClassCounts,
     Matches,
     bootstrap,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tood_jax.evaluation.matching import f1_score, precision_recall
+from tood_jax.evaluation.matches import f1_score, precision_recall
 from tood_jax.report.analysis import Analysis
 from tood_jax.untrusted.printable import printable
 

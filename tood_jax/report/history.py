@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tood_jax.evaluation.coco_ap import CocoMetrics
-from tood_jax.evaluation.matching import has_report_packages
+from tood_jax.evaluation.matches import has_report_packages
 from tood_jax.files import write_atomically
 from tood_jax.report.figures import draw_history
 from tood_jax.untrusted.bounded_json import JsonError, as_integer, as_number, parse_json

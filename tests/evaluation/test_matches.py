@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tood_jax.evaluation.coco_ap import evaluate
-from tood_jax.evaluation.matching import (
+from tood_jax.evaluation.matches import (
     AveragePrecision,
     bootstrap,
     count_classes,
