@@ -37,7 +37,7 @@ def start(data, workdir, learning_rate=0.02, data_fields=None, assigner=None, **
     """train.py on the tiny config, in a process (and a process group) of its own, on one device."""
     path = write_config(data, workdir, learning_rate, data_fields, assigner, **train)
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
-    command = [sys.executable, "train.py", "--config", str(path)]
+    command = [sys.executable, "train.py", "--config", str(path), "--report=False"]
     return subprocess.Popen(
         command,
         cwd=ROOT,

@@ -261,7 +261,7 @@ def test_a_full_disk_at_a_start_names_the_path(data, tmp_path, monkeypatch, caps
     monkeypatch.setattr(os, "mkdir", fail_at(os.mkdir, 0))
     monkeypatch.setattr(os, "replace", fail_at(os.replace, 1))
     with pytest.raises(SystemExit) as end:
-        train.main(["--config", str(config)])
+        train.main(["--config", str(config), "--report=False"])
     assert end.value.code == 75
     errors = capsys.readouterr().err
     assert f"No space left on device: '{target}': make room there; the same command goes on." in errors
@@ -277,7 +277,7 @@ def test_a_signal_before_the_first_step(data, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(train, "load_dataset", preempted)
     with pytest.raises(SystemExit) as end:
-        train.main(["--config", str(config)])
+        train.main(["--config", str(config), "--report=False"])
     assert end.value.code == 75
     assert "nothing is lost" in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -220,7 +220,7 @@ def test_checkpoints_go_from_two_processes_to_one_and_back(data, tmp_path):
 def test_a_signal_at_one_process_stops_all_after_the_same_step(data, two, tmp_path):
     """The second process hears it, and not through the launcher; `two` has filled the compilation cache."""
     config = write_config(data, tmp_path / "run", epochs=400, eval_every_epochs=0, checkpoint_every_steps=10_000)
-    process = start(["train.py", "--config", config], processes=2, logs=tmp_path / "logs")
+    process = start(["train.py", "--config", config, "--report=False"], processes=2, logs=tmp_path / "logs")
     while process.poll() is None and not (tmp_path / "run/metrics.jsonl").exists():
         time.sleep(0.05)
     child(process, 1).send_signal(signal.SIGUSR1)
@@ -234,7 +234,12 @@ def test_a_signal_at_one_process_stops_all_after_the_same_step(data, two, tmp_pa
 @pytest.mark.slow
 def test_a_signal_to_the_launcher_saves_and_stops_all(data, tmp_path):
     """After the same step: else one would wait for the other in the next."""
-    words = ["train.py", "--config", write_config(data, tmp_path / "run", epochs=200, eval_every_epochs=0)]
+    words = [
+        "train.py",
+        "--config",
+        write_config(data, tmp_path / "run", epochs=200, eval_every_epochs=0),
+        "--report=False",
+    ]
     process = start(words, processes=2, logs=tmp_path / "logs")
     while process.poll() is None and not (tmp_path / "run/checkpoints/4").exists():
         time.sleep(0.05)
@@ -250,7 +255,7 @@ def test_a_signal_to_the_launcher_saves_and_stops_all(data, tmp_path):
 def test_a_full_disk_at_one_process_is_said_and_training_goes_on(data, two, tmp_path):
     """The second may not write to files for a while; no process waits for what it couldn't write."""
     settings = {"epochs": 60, "eval_every_epochs": 0, "checkpoint_every_steps": 20}
-    words = ["train.py", "--config", write_config(data, tmp_path / "run", **settings)]
+    words = ["train.py", "--config", write_config(data, tmp_path / "run", **settings), "--report=False"]
     process = start(words, processes=2, logs=tmp_path / "logs")
     while process.poll() is None and not (tmp_path / "run/metrics.jsonl").exists():
         time.sleep(0.05)
@@ -264,7 +269,12 @@ def test_a_full_disk_at_one_process_is_said_and_training_goes_on(data, two, tmp_
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_one_process_ends_the_run(data, tmp_path, victim):
     """At once, naming it; and the same command goes on."""
-    words = ["train.py", "--config", write_config(data, tmp_path / "run", epochs=200, eval_every_epochs=0)]
+    words = [
+        "train.py",
+        "--config",
+        write_config(data, tmp_path / "run", epochs=200, eval_every_epochs=0),
+        "--report=False",
+    ]
     process = start(words, processes=2, logs=tmp_path / "logs")
     while process.poll() is None and not (tmp_path / "run/checkpoints/4").exists():
         time.sleep(0.05)

@@ -52,7 +52,7 @@ def converted(files):
 
 
 def test_a_published_file_is_evaluated_and_drawn(files, converted, capsys, tmp_path):
-    evaluate.main(["--checkpoint", str(converted), "--out", str(tmp_path / "results.json")])
+    evaluate.main(["--checkpoint", str(converted), "--out", str(tmp_path / "results.json"), "--report=False"])
     output = capsys.readouterr().out
     assert "AP50" in output
     assert "in 4 images" in output
@@ -252,7 +252,7 @@ def test_round_trip_of_a_published_pth(files, tmp_path, capsys):
     meta = {"dataset_meta": {"classes": CLASSES}, "epoch": 12}
     torch.save({"state_dict": state_dict, "meta": meta}, tmp_path / "tood.pth")
     run(files, "--weights", tmp_path / "tood.pth", "--out", tmp_path / "tood")
-    evaluate.main(["--checkpoint", str(tmp_path / "tood"), "--out", str(tmp_path / "results.json")])
+    evaluate.main(["--checkpoint", str(tmp_path / "tood"), "--out", str(tmp_path / "results.json"), "--report=False"])
     assert "AP50" in capsys.readouterr().out
     convert.main(["--weights", str(tmp_path / "tood"), "--out", str(tmp_path / "back.pth")])
     back = torch.load(tmp_path / "back.pth", weights_only=True)

@@ -1,5 +1,6 @@
 """train.py, eval.py and predict.py end to end on a tiny set, on eight devices, and their errors."""
 
+import csv
 import json
 import re
 import shutil
@@ -13,7 +14,8 @@ import tood_jax
 from tests.data.formats.test_tfds import prepare
 from tests.tiny import tiny_config
 from tood_jax.checkpoint.about_json import crc_of_json
-from tood_jax.cli import evaluate, predict, to_array_record, train
+from tood_jax.checkpoint.store import open_checkpoint
+from tood_jax.cli import compare, evaluate, predict, to_array_record, train
 from tood_jax.config import save_config
 from tood_jax.data.errors import DataError
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
@@ -64,7 +66,7 @@ def test_eval_of_records_and_of_tfds_finds_the_same(trained, tmp_path):
         ("records", [f"--data.val.records={tmp_path / 'records'}"]),
         ("tfds", [f"--data.val.tfds={prepared}", "--data.val.tfds_split=validation"]),
     ):
-        evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / f"{name}.json"), *more])
+        evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / f"{name}.json"), "--report=False", *more])
         found[name] = json.loads((tmp_path / f"{name}.json").read_text())
     assert found["records"] == found["directory"]
     for rows in found.values():
@@ -81,7 +83,7 @@ def test_a_test_set_without_annotations_is_evaluated_to_a_file_and_not_trained_o
     del tree["annotations"]
     (tmp_path / "test.json").write_text(json.dumps(tree))
     words = [f"--data.val.annotations={tmp_path / 'test.json'}"]
-    evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / "results.json"), *words])
+    evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / "results.json"), "--report=False", *words])
     output = capsys.readouterr().out
     assert "no list 'annotations', so there is no AP" in output
     assert "AP50" not in output
@@ -125,7 +127,7 @@ def test_predict_draws_and_writes(trained, capsys, tmp_path):
 def test_predict_does_not_depend_on_the_batch(trained, tmp_path):
     """The detections of eval.py (in a batch) and of predict.py (alone) are the same."""
     data, run = trained
-    evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / "batch.json")])
+    evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / "batch.json"), "--report=False"])
     predict.main(["--checkpoint", str(run), "--images", str(data / "val"), "--out", str(tmp_path / "alone")])
     in_batch = [(one["category_id"], one["score"]) for one in json.loads((tmp_path / "batch.json").read_text())]
     alone = [
@@ -222,3 +224,90 @@ def test_the_python_example_of_the_readme_runs(trained, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})
     assert any(name in capsys.readouterr().out for name in ("disc", "box", "triangle", "star"))
+
+
+def test_a_run_ends_with_a_report_and_keeps_its_evaluations(trained):
+    _, run = trained
+    evaluations = [row for row in map(json.loads, (run / "metrics.jsonl").open()) if row["kind"] == "eval"]
+    last = evaluations[-1]["step"]
+    summary = json.loads((run / "eval" / str(last) / "metrics.json").read_text())
+    assert summary["metrics"]["AP"] == evaluations[-1]["AP"]
+    assert (run / "eval" / str(last) / "report.html").stat().st_size > 50_000
+    rows = list(csv.DictReader((run / "results.csv").open()))
+    assert [int(row["step"]) for row in rows] == [row["step"] for row in evaluations]
+    assert [float(row["AP50"]) for row in rows] == [row["AP50"] for row in evaluations]
+    assert all(float(row["train_loss"]) > 0 for row in rows)
+    assert cv2.imread(str(run / "results.png")) is not None
+    events = b"".join(file.read_bytes() for file in (run / "tensorboard").iterdir())
+    assert b"eval/class_ap/000_disc" in events
+
+
+def test_eval_writes_a_report_and_prints_the_uncertainty_of_ap(trained, capsys, tmp_path):
+    _, run = trained
+    words = [
+        "--checkpoint",
+        str(run),
+        "--out",
+        str(tmp_path / "results.json"),
+        "--report_out",
+        str(tmp_path / "report"),
+    ]
+    evaluate.main(words)
+    output = capsys.readouterr().out
+    assert re.search(r"95 % intervals: AP \d+\.\d \[\d+\.\d, \d+\.\d\], AP50", output)
+    assert f"Report: {tmp_path}/report/report.html" in output
+    (tmp_path / "report" / "pr.png").write_bytes(b"mine")
+    with pytest.raises(SystemExit):
+        evaluate.main(words)
+    assert "pr.png was changed or not written by a report" in capsys.readouterr().err
+
+
+def test_two_runs_are_compared(trained, capsys, tmp_path):
+    data, run = trained
+    annotations = f"--annotations={data / 'annotations/instances_val.json'}"
+    evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / "b.json"), "--report=False"])
+    results = json.loads((tmp_path / "b.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps([]))
+    compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), annotations])
+    output = capsys.readouterr().out
+    assert re.search(r"^AP +0\.0 ", output, re.MULTILINE)
+    for words, message in (
+        ([{**results[0], "image_id": 99}], "detection 0 is of image 99, which the annotation file does not have"),
+        ([{**results[0], "category_id": []}], r"detection 0 is of category \[\], which"),
+        ([{**results[0], "bbox": [1, 2]}], "detection 0 has no 'bbox' of four numbers"),
+        ([{**results[0], "score": True}], "detection 0 has no number 'score'"),
+        ({}, "is no list of detections"),
+    ):
+        (tmp_path / "a.json").write_text(json.dumps(words))
+        with pytest.raises(SystemExit):
+            compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), annotations])
+        assert re.search(message, capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        compare.main([str(tmp_path / "b.json"), str(tmp_path / "b.json")])
+    assert "--annotations FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "metrics", "expected"),
+    [
+        (0.5, {"thresholds": [0.2, 0.4]}, [0.5, 0.5]),
+        (None, {"thresholds": [0.2, 0.4]}, [0.2, 0.4]),
+        (None, {"thresholds": [None, 0.4]}, [0.3, 0.4]),
+        (None, {"thresholds": [7, "x"]}, [0.3, 0.3]),
+        (None, {"thresholds": [0.2]}, [0.3, 0.3]),
+        (None, None, [0.3, 0.3]),
+    ],
+)
+def test_predict_draws_above_the_best_threshold_of_each_class(given, metrics, expected):
+    np.testing.assert_array_equal(predict.class_thresholds(given, {"metrics": metrics}, 2), expected)
+
+
+def test_predict_names_the_thresholds_of_the_checkpoint(trained, capsys, tmp_path):
+    data, run = trained
+    stored = open_checkpoint(run, "latest").about["metrics"]["thresholds"]
+    assert len(stored) == 4
+    words = ["--checkpoint", str(run), "--step=latest", "--images", str(data / "val"), "--out", str(tmp_path / "drawn")]
+    predict.main([*words, "--draw", "False"])
+    limits = [0.3 if one is None else one for one in stored]
+    shown = f"≥ the best threshold of their class ({min(limits):.2f} to {max(limits):.2f})"
+    assert shown in capsys.readouterr().out

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tood_jax.evaluation.coco_ap import (
-    HAS_FASTER,
+    HAS_HOTCOCO,
     CocoMetrics,
     coco_results,
     evaluate,
@@ -21,7 +21,7 @@ from tood_jax.evaluation.coco_ap import (
 )
 from tood_jax.types import Detections
 
-ENGINES = ["pycocotools", *(["faster_coco_eval"] if HAS_FASTER else [])]
+ENGINES = ["pycocotools", *(["hotcoco"] if HAS_HOTCOCO else [])]
 
 
 @pytest.fixture(params=ENGINES)

@@ -15,9 +15,9 @@ from pycocotools.cocoeval import COCOeval
 
 from tood_jax.config import SplitConfig
 from tood_jax.data.formats.coco import load_coco
-from tood_jax.evaluation.coco_ap import HAS_FASTER, coco_results, evaluate, write_results
+from tood_jax.evaluation.coco_ap import HAS_HOTCOCO, coco_results, evaluate, write_results
 
-ENGINES = ["pycocotools", *(["faster_coco_eval"] if HAS_FASTER else [])]
+ENGINES = ["pycocotools", *(["hotcoco"] if HAS_HOTCOCO else [])]
 SIDE = 120  # pixels of every image
 
 numbers = st.floats(-60, 180).map(lambda x: round(x, 2)) | st.integers(-60, 180)
@@ -198,7 +198,7 @@ def test_each_image_counts_whatever_its_id(engine, ids):
 
 
 def test_only_integers_from_1_reach_the_engine(monkeypatch):
-    """faster-coco-eval takes no other ids, and pycocotools takes unsigned 64-bit ones for floats."""
+    """hotcoco takes no other ids, and pycocotools takes unsigned 64-bit ones for floats."""
     seen = {}
 
     class Engine(COCOeval):

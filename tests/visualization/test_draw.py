@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 
 from tood_jax.visualization.draw import (
+    BLUE,
     ENLARGED_LONG_SIDE,
+    GREEN,
     LONG_SIDE,
     PIXELS,
+    RED,
     class_color,
     contact_sheet,
     draw_detections,
+    draw_errors,
     draw_ground_truth,
     encode_image,
     resize_for_drawing,
@@ -216,3 +220,17 @@ def test_contact_sheets_are_bounded(shape):
         assert max(sheet.shape) <= LONG_SIDE + 200  # gaps do not shrink below two pixels
         assert sheet.shape[0] * sheet.shape[1] <= 1.05 * PIXELS
         assert (sheet[0, 0] == GRAY).all()
+
+
+def test_errors_have_their_colors_and_missed_objects_are_dashed():
+    drawn = draw_errors(plain(), [([20, 60, 80, 200], "a")], [([120, 60, 180, 200], "b")], [([220, 60, 280, 200], "c")])
+    for x, color, is_whole in ((20, GREEN, True), (120, RED, True), (220, BLUE, False)):
+        share = (drawn[60:200, x] == color).all(axis=-1).mean()
+        assert share == 1 if is_whole else 0.3 < share < 0.8
+
+
+def test_each_class_may_have_its_own_threshold():
+    boxes = np.array([[20, 60, 80, 200], [120, 60, 180, 200]])
+    drawn = draw_detections(plain(), boxes, np.array([0.5, 0.5]), np.array([0, 1]), NAMES, np.array([0.6, 0.4, 0.9]))
+    assert not changed(drawn)[:, :100].any()
+    assert changed(drawn)[:, 100:].any()

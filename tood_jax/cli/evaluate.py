@@ -12,6 +12,7 @@ from tood_jax.cli.common import (
     use_compilation_cache,
 )
 from tood_jax.cli.outputs import check_output_file, is_results_file
+from tood_jax.cli.reports import check_report_folder, make_report, report_folder
 from tood_jax.config import Config, ConfigError
 from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import load_dataset
@@ -21,7 +22,9 @@ from tood_jax.distributed.sharding import make_mesh, put_whole, replicated
 from tood_jax.evaluation.coco_ap import format_table, write_results
 from tood_jax.evaluation.evaluate import Evaluation, evaluate_set
 from tood_jax.evaluation.predict import compile_detect_step
-from tood_jax.untrusted.terminal import print_line
+from tood_jax.report.analysis import Analysis
+from tood_jax.report.write import PAGE
+from tood_jax.untrusted.terminal import print_line, print_warning
 from tood_jax.weights.model_folder import ModelFolder
 
 PROG = "eval.py"
@@ -37,6 +40,10 @@ class Args:
     out: str = ""
     """File for the detections as COCO results JSON; empty means STEP.results.json in the run's folder, or in the
     working directory for a model without a run."""
+    report: bool = True
+    """Write a report: a page, tables and pictures, with the uncertainty of AP."""
+    report_out: str = ""
+    """Folder of the report; empty means eval/STEP in the folder of --out's default."""
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
@@ -46,21 +53,29 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     args, config, checkpoint = parse_with_checkpoint(Args, argv, prog=prog, description=description)
     use_compilation_cache()
     with report_errors(prog):
-        folder = Path() if isinstance(checkpoint, ModelFolder) else checkpoint.folder.parent.parent
-        out = Path(args.out) if args.out else folder / f"{checkpoint.step}.results.json"
+        run = Path() if isinstance(checkpoint, ModelFolder) else checkpoint.folder.parent.parent
+        out = Path(args.out) if args.out else run / f"{checkpoint.step}.results.json"
         val = config.data.val
         check_output_file("--out", out, is_results_file, [val.images, val.annotations, args.checkpoint])
+        folder = Path(args.report_out) if args.report_out else report_folder(run, checkpoint.step)
+        if args.report:
+            check_report_folder(folder)
         join()
         show = print_line if is_primary() else lambda _: False
         dataset = load_dataset(val, config.data.broken_images, for_evaluation=is_primary())
         show(f"val: {dataset.report.summary()}")
         evaluation = evaluate_checkpoint(checkpoint, dataset, config)
+        report = None
         if is_primary():
             write_results(evaluation.results, out)
+            if args.report and dataset.has_annotations:
+                report = make_report(folder, evaluation, dataset, config, checkpoint.step, print_warning)
         show(f"Step {checkpoint.step} of {args.checkpoint} on {val.source}:")
-        for text in describe(evaluation, dataset):
+        for text in describe(evaluation, dataset, report):
             show(text)
         show(f"{len(evaluation.results)} detections in {len(evaluation.detections)} images written to {out}")
+        if report is not None:
+            show(f"Report: {folder / PAGE}")
 
 
 def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Evaluation:
@@ -78,9 +93,10 @@ def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, config: Config
     return evaluate_set(detect_step, params, batch_stats, dataset, config.data, config.train.eval_batch_size, mesh)
 
 
-def describe(evaluation: Evaluation, dataset: Dataset) -> list[str]:
+def describe(evaluation: Evaluation, dataset: Dataset, analysis: Analysis | None = None) -> list[str]:
     """Return the table of metrics, or why there is none, and a note on what was left out."""
-    table = format_table(evaluation.metrics, class_names(dataset.classes))
+    intervals = None if analysis is None else (analysis.intervals, [ap.interval for ap in analysis.class_ap])
+    table = format_table(evaluation.metrics, class_names(dataset.classes), intervals)
     texts = [table if dataset.has_annotations else "The file has no list 'annotations', so there is no AP."]
     return [*texts, evaluation.left_out] if evaluation.left_out else texts
 

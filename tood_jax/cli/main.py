@@ -35,7 +35,10 @@ COMMANDS = {
     "push": Command(
         "tood_jax.cli.push", "publish a run on the Hugging Face Hub, with a model card", takes_config=False
     ),
-    "compare": Command("tood_jax.tools.compare_torch.main", "compare the network with PyTorch on the same weights"),
+    "compare": Command("tood_jax.cli.compare", "compare two runs or results files: which is better?", False),
+    "compare-torch": Command(
+        "tood_jax.tools.compare_torch.main", "compare the network with PyTorch on the same weights"
+    ),
     "compile": Command("tood_jax.tools.compile_for.main", "compile a config for other devices: memory and work"),
     "configs": Command("tood_jax.cli.configs", "list the configs with their published AP", takes_config=False),
     "info": Command("tood_jax.tools.info", "parameters and multiply-adds of a config or a checkpoint"),

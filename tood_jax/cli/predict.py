@@ -4,9 +4,10 @@ import contextlib
 import os
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -28,7 +29,9 @@ from tood_jax.data.preprocess import single_image_batch
 from tood_jax.distributed.signals import EXIT_STATUS, Reason
 from tood_jax.evaluation.coco_ap import coco_results
 from tood_jax.evaluation.predict import ImageDetections
+from tood_jax.report.analysis import DEFAULT_THRESHOLD
 from tood_jax.types import Batch
+from tood_jax.untrusted.bounded_json import as_number
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.terminal import print_line, print_warning
 from tood_jax.visualization.draw import draw_detections, encode_image, resize_for_drawing
@@ -48,8 +51,9 @@ class Args:
     """Image files, folders (searched recursively) and globs in quotes."""
     out: str = "predictions"
     """Folder for the drawings and detections.json."""
-    threshold: float = 0.3
-    """Smallest score of a detection that is drawn; the JSON has all detections."""
+    threshold: float | None = None
+    """Smallest score of a detection that is drawn; the JSON has all detections. By default that of each class with the
+    highest F1 in the last evaluation of the checkpoint, or 0.3 where it has none."""
     draw: bool = True
     """Draw images; False writes only the JSON."""
 
@@ -76,9 +80,10 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     with report_errors(prog):
         job = plan_job(args)
         detector = TrainedDetector(load_trained_model(checkpoint, config), config)
+        thresholds = class_thresholds(args.threshold, checkpoint.about, len(detector.classes))
         with contextlib.closing(JsonListWriter(job.out / RESULTS, job.out / PART)) as results:
             try:
-                above_threshold = _detect(job, args, detector, results)
+                above_threshold = _detect(job, args.draw, thresholds, detector, results)
                 results.finish()
             except BaseException as error:
                 print_warning(f"{prog}: the detections so far ({results.rows}) are in {printable(results.part)}")
@@ -88,8 +93,8 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
         for text in [*job.left_out.messages(), *job.notes]:
             print_warning(text)
         print_line(
-            f"{len(job.files) - job.unreadable} images, {above_threshold} detections of score ≥ {args.threshold:g} "
-            f"({results.rows} in all) in {printable(args.out)}/"
+            f"{len(job.files) - job.unreadable} images, {above_threshold} detections of score ≥ "
+            f"{_describe_thresholds(thresholds)} ({results.rows} in all) in {printable(args.out)}/"
         )
         if job.unreadable == len(job.files):
             raise DataError("none of the files could be read.")
@@ -102,7 +107,7 @@ def plan_job(args: Args) -> Job:
         ConfigError: an option is invalid, or an output would replace a file.
         DataError: there are no images.
     """
-    if not 0 <= args.threshold <= 1:
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ConfigError(f"--threshold={args.threshold} must be a number from 0 to 1.")
     check_output_folder("--out", args.out)
     out = Path(args.out)
@@ -137,7 +142,28 @@ def _check_drawings(out: Path, names: Sequence[str], files: Sequence[Path], writ
             )
 
 
-def _detect(job: Job, args: Args, detector: TrainedDetector, results: JsonListWriter) -> int:
+def class_thresholds(given: float | None, about: Mapping[str, Any], classes: int) -> np.ndarray:
+    """Return the smallest score of each class that is drawn, [C].
+
+    Args:
+        given: for all classes; None for the best of each, as `evaluate_set` found it.
+        about: of the checkpoint, which may come from elsewhere.
+        classes: number of classes.
+    """
+    metrics = about.get("metrics")
+    stored = metrics.get("thresholds") if given is None and isinstance(metrics, Mapping) else None
+    if not isinstance(stored, list) or len(stored) != classes:
+        return np.full(classes, DEFAULT_THRESHOLD if given is None else given)
+    best = (as_number(value) for value in stored)
+    return np.asarray([value if value is not None and 0 <= value <= 1 else DEFAULT_THRESHOLD for value in best])
+
+
+def _describe_thresholds(thresholds: np.ndarray) -> str:
+    low, high = thresholds.min(), thresholds.max()
+    return f"{low:.3g}" if low == high else f"the best threshold of their class ({low:.2f} to {high:.2f})"
+
+
+def _detect(job: Job, draw: bool, thresholds: np.ndarray, detector: TrainedDetector, results: JsonListWriter) -> int:
     """Detect in all images and write results as they come; return the number of detections above the threshold."""
     ids, names = [category.id for category in detector.classes], detector.class_names
     name_of = dict(zip(ids, names, strict=True))
@@ -148,19 +174,19 @@ def _detect(job: Job, args: Args, detector: TrainedDetector, results: JsonListWr
         found = detector.detect(batch)
         rows = coco_results([(found.boxes, found.scores, found.labels)], [str(job.files[index])], ids)
         results.extend({**row, "category": name_of[row["category_id"]]} for row in rows)
-        above_threshold += int((found.scores >= args.threshold).sum())
-        if args.draw:
-            _draw(job, index, image, found, names, args.threshold)
+        above_threshold += int((found.scores >= thresholds[found.labels]).sum())
+        if draw:
+            _draw(job, index, image, found, names, thresholds)
     return above_threshold
 
 
 def _draw(
-    job: Job, index: int, image: np.ndarray, found: ImageDetections, names: Sequence[str], threshold: float
+    job: Job, index: int, image: np.ndarray, found: ImageDetections, names: Sequence[str], thresholds: np.ndarray
 ) -> None:
     """Write one drawing; an error becomes a note, and the other drawings are still made."""
     try:
         large, boxes = resize_for_drawing(image, found.boxes)
-        drawing = draw_detections(large, boxes, found.scores, found.labels, names, threshold)
+        drawing = draw_detections(large, boxes, found.scores, found.labels, names, thresholds)
         job.written.write(job.drawing_names[index], encode_image(job.drawing_names[index], drawing))
     except Exception as error:
         reason = printable(error) or type(error).__name__

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from tood_jax.cli.command_line import parse
 from tood_jax.cli.common import report_errors, use_compilation_cache
 from tood_jax.cli.outputs import check_output_file, starts_with_keys
+from tood_jax.cli.reports import check_report_folder, make_report, report_folder
 from tood_jax.config import Config, ConfigError, DataConfig, save_config
 from tood_jax.config.validation import warnings
 from tood_jax.data.dataset import Dataset, class_names
@@ -29,10 +30,12 @@ from tood_jax.distributed.process_group import connect_processes, join, leave_at
 from tood_jax.distributed.sharding import make_mesh
 from tood_jax.distributed.signals import EXIT_STATUS, Reason, Stopped, StopRequest
 from tood_jax.evaluation.coco_ap import format_table
-from tood_jax.evaluation.evaluate import evaluate_set
-from tood_jax.evaluation.predict import DetectStep, ImageDetections, compile_detect_step
+from tood_jax.evaluation.evaluate import Evaluation, evaluate_set
+from tood_jax.evaluation.predict import ImageDetections, compile_detect_step
 from tood_jax.models.build import build_model
 from tood_jax.models.detector import canvas_pyramid
+from tood_jax.report.history import write_history
+from tood_jax.report.write import PAGE
 from tood_jax.run_log.goodput import Stopwatch
 from tood_jax.run_log.log import RunLog
 from tood_jax.training.consistency import check_same_everywhere, describe_process
@@ -40,7 +43,7 @@ from tood_jax.training.disk_space import report_full_disk
 from tood_jax.training.folder_lock import hold_folder
 from tood_jax.training.height_split import check_height_split
 from tood_jax.training.loop import Outcome, train
-from tood_jax.training.plan import make_plan
+from tood_jax.training.plan import Plan, make_plan
 from tood_jax.training.seen_batch import batch_of_step, compile_assignment
 from tood_jax.training.state import TrainState
 from tood_jax.training.train_step import warmup_steps
@@ -67,6 +70,8 @@ class Args:
     folder, hf://USER/REPO[@REVISION][/FILE], https://…/FILE, or the name of an ImageNet backbone: resnet50
     (docs/weights.md). If the classes differ, the classifier starts with random weights. A run that resumes does not
     need it."""
+    report: bool = True
+    """After each evaluation, write results.csv and results.png; after the last, the report of `tood eval`."""
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
@@ -81,7 +86,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
             is_own_config = starts_with_keys("name", "backbone")
             check_output_file("--train.workdir", Path(config.workdir) / "config.json", is_own_config)
             join()
-            stopped = run(config, init_from=args.init_from, began=began).stopped
+            stopped = run(config, init_from=args.init_from, began=began, report=args.report).stopped
     except Stopped as early:
         print_warning(f"{prog}: stopped on request before the first step; nothing is lost.")
         stopped = early.reason
@@ -94,7 +99,11 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
 
 
 def run(
-    config: Config, devices: list[jax.Device] | None = None, init_from: str = "", began: float | None = None
+    config: Config,
+    devices: list[jax.Device] | None = None,
+    init_from: str = "",
+    began: float | None = None,
+    report: bool = False,
 ) -> Outcome:
     """Train by a config, with evaluations on its val split.
 
@@ -103,6 +112,7 @@ def run(
         devices: the devices to use; all by default.
         init_from: weights for a new run; "" for random weights.
         began: Unix time from which the run's time is counted (goodput); now by default.
+        report: write results.csv and results.png, and at the end the report of the evaluation.
 
     Raises:
         Stopped: a stop was requested while the annotations were read.
@@ -127,7 +137,9 @@ def run(
         connect_processes(mesh)
         model = build_model(config, len(train_set.classes))
         _check_height_split(config, len(train_set.classes), mesh, log)
-        evaluate = Evaluator(compile_detect_step(model, config, mesh), val_set, config, mesh, log)
+        detect_step = compile_detect_step(model, config, mesh, config.train.eval_losses)
+        plan = make_plan(config, len(train_set.images))
+        evaluate = Evaluator(detect_step, val_set, config, mesh, log, plan, report)
         start = None
         if init_from:
             start = initial_weights(
@@ -156,29 +168,45 @@ def run(
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates the state of a run on its val split, and logs metrics and drawings."""
+    """Evaluates the state of a run on its val split, logs metrics and drawings, and writes reports."""
 
-    detect_step: DetectStep
+    detect_step: Any  # of `compile_detect_step`
     dataset: Dataset
     config: Config
     mesh: Mesh
     log: RunLog
+    plan: Plan
+    report: bool
 
     def __call__(self, state: TrainState, step: int, check: Callable[[], None]) -> dict[str, Any]:
         """Return the metrics; `check`, which may raise Stopped, is called before each batch."""
 
+        in_tal_phase = np.asarray(step >= warmup_steps(self.config, self.plan.epoch_steps))
+        phase = [in_tal_phase] if self.config.train.eval_losses else []
+
         def detect(*inputs: Any) -> Any:
             check()
-            return self.detect_step(*inputs)
+            return self.detect_step(*inputs, *phase)
 
         data, batch_size = self.config.data, self.config.train.eval_batch_size
         evaluation = evaluate_set(
             detect, state.eval_params, state.batch_stats, self.dataset, data, batch_size, self.mesh
         )
         metrics, found = evaluation.metrics, evaluation.detections
-        self.log.metrics(step, {**metrics.to_dict(), "images": len(found)}, kind="eval")
-        table = format_table(metrics, class_names(self.dataset.classes))
+        names = class_names(self.dataset.classes)
+        self.log.metrics(step, {**metrics.to_dict(), **evaluation.losses, "images": len(found)}, kind="eval")
+        self.log.scalars(
+            step,
+            {
+                f"eval/class_ap/{label:03d}_{name}": ap
+                for label, (name, ap) in enumerate(zip(names, metrics.class_ap, strict=True))
+            },
+        )
+        table = format_table(metrics, names)
         self.log.info(f"Step {step}, {len(found)} images of {self.config.data.val.source}:\n{table}")
+        if evaluation.losses:
+            losses = ", ".join(f"{name} {value:.4g}" for name, value in evaluation.losses.items())
+            self.log.info(f"Validation: {losses}")
         if evaluation.left_out:
             self.log.info(f"Evaluation: {evaluation.left_out}")
         if found and not any(len(detections.scores) for detections in found):
@@ -187,7 +215,23 @@ class Evaluator:
             self.log.info("Note: there are detections, but none matches an object yet.")
         if is_primary():
             self._log_drawings(step, found[:DRAWN_IMAGES])
-        return metrics.to_dict()
+            if self.report:
+                self._write_reports(step, evaluation)
+        best = {} if evaluation.thresholds is None else {"thresholds": evaluation.thresholds}
+        return metrics.to_dict() | best
+
+    def _write_reports(self, step: int, evaluation: Evaluation) -> None:
+        """Write results.csv and results.png, and at the end the report; an error in them never ends the run."""
+        folder = Path(self.config.workdir)
+        try:
+            write_history(folder)
+            if step >= self.plan.total_steps and self.dataset.has_annotations:
+                target = report_folder(folder, step)
+                check_report_folder(target)
+                if make_report(target, evaluation, self.dataset, self.config, step, self.log.info):
+                    self.log.info(f"Report: {target / PAGE}")
+        except Exception as error:
+            self.log.warn(f"the report of step {step} can't be written ({printable(error) or type(error).__name__})")
 
     def _log_drawings(self, step: int, found: list[ImageDetections]) -> None:
         """Log drawings of a few images; an error in them never ends the run."""

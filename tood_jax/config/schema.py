@@ -308,6 +308,8 @@ class TrainConfig:
     """Evaluate after every so many epochs, and after the last; 0 evaluates only at the end."""
     eval_batch_size: Annotated[int, Range(1, 100_000)] = 16
     """Images per step in evaluation, over all devices and processes."""
+    eval_losses: bool = False
+    """Also compute the loss on the val split at each evaluation, in the same pass."""
     checkpoint_every_steps: Annotated[int, Range(1, 1_000_000_000)] = 1000
     """Save after every so many steps, at each evaluation and at the end."""
     keep_checkpoints: Annotated[int, Range(1, 1_000_000)] = 2

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,17 @@ from tood_jax.data.dataset import Dataset
 from tood_jax.data.loader import eval_batches
 from tood_jax.distributed.data_counts import sum_over_processes
 from tood_jax.distributed.host_sync import broadcast_json
-from tood_jax.evaluation.coco_ap import CocoMetrics, coco_results, evaluate
-from tood_jax.evaluation.predict import DetectStep, ImageDetections, detect_batches
+from tood_jax.evaluation.coco_ap import (
+    HAS_HOTCOCO,
+    CocoMetrics,
+    coco_results,
+    evaluate,
+    numbered,
+    read_metrics,
+    run_engine,
+)
+from tood_jax.evaluation.matches import count_classes, read_matches
+from tood_jax.evaluation.predict import DetectStep, ImageDetections, LossSums, detect_batches, mean_losses
 from tood_jax.types import Tree
 
 
@@ -24,6 +34,8 @@ class Evaluation(NamedTuple):
     detections: list[ImageDetections]  # one for each image
     results: list[dict[str, Any]]  # the detections as COCO results
     left_out: str  # sentences about images and detections that were left out; "" if there are none
+    losses: dict[str, float]  # of `mean_losses`; {} where the step returns no losses
+    thresholds: list[float | None] | None = None  # per class the score with the highest F1; None without hotcoco
 
 
 def evaluate_set(
@@ -55,25 +67,34 @@ def evaluate_set(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    loss_sums: list[LossSums] = []
     with contextlib.closing(batches):
-        detections = list(detect_batches(detect_step, params, batch_stats, batches, mesh))
+        detections = list(detect_batches(detect_step, params, batch_stats, batches, mesh, loss_sums))
     results = coco_results(
         [(image.boxes, image.scores, image.labels) for image in detections],
         [dataset.images[image.image_index].id for image in detections],
         [category.id for category in dataset.classes],
     )
-    values = broadcast_json(lambda: dataclasses.asdict(_metrics(dataset, results)))
+    values, thresholds = broadcast_json(lambda: _metrics_and_thresholds(dataset, results))
     metrics = CocoMetrics(**{**values, "class_ap": tuple(values["class_ap"])})
     notes = [sum_over_processes(batches.counts).summary(), _describe_non_finite(detections)]
-    return Evaluation(metrics, detections, results, " ".join(note for note in notes if note))
+    left_out = " ".join(note for note in notes if note)
+    return Evaluation(metrics, detections, results, left_out, mean_losses(loss_sums), thresholds)
 
 
-def _metrics(dataset: Dataset, results: list[dict[str, Any]]) -> CocoMetrics:
-    """Return the metrics; all NaN for a data set without annotations."""
+def _metrics_and_thresholds(
+    dataset: Dataset, results: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[float | None] | None]:
+    """Return the metrics, all NaN for a data set without annotations, and the best threshold of each class."""
     truth = dataset.ground_truth()
-    if dataset.has_annotations:
-        return evaluate(truth, results)
-    return evaluate({"images": [], "categories": truth["categories"]}, [])
+    if not dataset.has_annotations:
+        return dataclasses.asdict(evaluate({"images": [], "categories": truth["categories"]}, [])), None
+    if not HAS_HOTCOCO:
+        return dataclasses.asdict(evaluate(truth, results)), None
+    both = numbered(truth, results)
+    engine = run_engine(*both)
+    best = (count.threshold for count in count_classes(read_matches(engine, *both, thresholds=1)))
+    return dataclasses.asdict(read_metrics(engine)), [None if math.isnan(value) else value for value in best]
 
 
 def _describe_non_finite(detections: list[ImageDetections]) -> str:

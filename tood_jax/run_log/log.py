@@ -93,6 +93,11 @@ class RunLog:
         self._metrics.append(f"{line}\n".encode())
         self._tensorboard().scalars(int(step), dict(_numbers_in(values, kind)))
 
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers to TensorBoard alone, by tag."""
+        if self._is_active:
+            self._tensorboard().scalars(int(step), dict(values))
+
     def appender(self, name: str) -> Appender | None:
         """Return an appender for another file of the run's folder; None where nothing is to be written."""
         return Appender(self.folder / name, self.info) if self._is_active else None

@@ -17,6 +17,8 @@ LONG_SIDE = 16_000  # largest long side of a drawing, pixels; WebP allows 16,383
 PIXELS = 40_000_000  # largest number of pixels of a drawing
 ENLARGED_LONG_SIDE = 4_000  # largest long side of an enlarged small image, pixels
 BACKGROUND = (255, 255, 255)
+GREEN, RED, BLUE = (0, 140, 60), (215, 30, 30), (30, 90, 235)
+Captioned = tuple[Sequence[float], str]  # a box xyxy in pixels of the image, and its caption
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LETTER_HEIGHT = 21.0  # height of the capitals of _FONT at scale 1, pixels
 
@@ -27,7 +29,7 @@ def draw_detections(
     scores: np.ndarray,
     labels: np.ndarray,
     class_names: Sequence[str],
-    threshold: float = 0.3,
+    threshold: float | np.ndarray = 0.3,
 ) -> np.ndarray:
     """Return a copy of the image with the boxes of score ≥ threshold, the best on top, with captions `class score`.
 
@@ -37,12 +39,13 @@ def draw_detections(
         scores: [K], 0–1.
         labels: [K], 0…C-1; rows with label -1 are padding.
         class_names: [C].
-        threshold: smallest score that is drawn.
+        threshold: smallest score that is drawn, for all classes or [C].
     """
+    limits = np.broadcast_to(threshold, len(class_names))
     boxes, scores, labels = np.asarray(boxes, float).reshape(-1, 4), np.asarray(scores, float), np.asarray(labels)
-    keep = [i for i in np.argsort(scores, kind="stable") if labels[i] >= 0 and scores[i] >= threshold]
+    keep = [i for i in np.argsort(scores, kind="stable") if labels[i] >= 0 and scores[i] >= limits[labels[i]]]
     captions = [f"{class_names[labels[i]]} {scores[i]:.2f}" for i in keep]
-    return _draw(image, boxes[keep], labels[keep], captions)
+    return _draw(image, boxes[keep], _class_colors(labels[keep]), captions)
 
 
 def draw_ground_truth(
@@ -51,7 +54,22 @@ def draw_ground_truth(
     """Return a copy of the image with the annotated boxes and their classes; rows with label -1 are padding."""
     boxes, labels = np.asarray(boxes, float).reshape(-1, 4), np.asarray(labels)
     keep = np.flatnonzero(labels >= 0)
-    return _draw(image, boxes[keep], labels[keep], [class_names[label] for label in labels[keep]])
+    return _draw(image, boxes[keep], _class_colors(labels[keep]), [class_names[label] for label in labels[keep]])
+
+
+def draw_errors(
+    image: np.ndarray, right: Sequence[Captioned], wrong: Sequence[Captioned], missed: Sequence[Captioned]
+) -> np.ndarray:
+    """Return a copy of the image with right detections in green, wrong ones in red and missed objects dashed in blue.
+
+    Args:
+        image: the image.
+        right: (box xyxy, caption) of each, as `wrong` and `missed`; the last of a list is on top.
+    """
+    groups = [(missed, BLUE, True), (right, GREEN, False), (wrong, RED, False)]
+    rows = [(box, color, caption, dashed) for group, color, dashed in groups for box, caption in group]
+    boxes = np.asarray([row[0] for row in rows], float).reshape(-1, 4)
+    return _draw(image, boxes, [row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows])
 
 
 def class_color(label: int) -> tuple[int, int, int]:
@@ -160,24 +178,50 @@ def _reduce(image: np.ndarray, factor: float) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+def _class_colors(labels: np.ndarray) -> list[tuple[int, int, int]]:
+    return [class_color(int(label)) for label in labels]
+
+
+def _draw(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    colors: Sequence[tuple[int, int, int]],
+    captions: Sequence[str],
+    dashed: Sequence[bool] = (),
+) -> np.ndarray:
     """Draw all boxes, then all captions, so that no line crosses a caption."""
     canvas = np.ascontiguousarray(image).copy()
     height, width = canvas.shape[:2]
     thickness = max(1, round(min(height, width) / 300))
     shown = []
-    for box, label, caption in zip(boxes, labels, captions, strict=True):
+    for position, (box, color, caption) in enumerate(zip(boxes, colors, captions, strict=True)):
         outside = box[2] < 0 or box[3] < 0 or box[0] > width - 1 or box[1] > height - 1
         if np.isnan(box).any() or outside or (box[2:] < box[:2]).any():
             continue
         clipped = np.clip(box, 0, [width - 1, height - 1, width - 1, height - 1])
         x0, y0, x1, y1 = np.round(clipped).astype(int).tolist()
-        color = class_color(int(label))
-        cv2.rectangle(canvas, (x0, y0), (x1, y1), color, thickness)
+        if dashed and dashed[position]:
+            draw_dashed_box(canvas, (x0, y0, x1, y1), color, thickness)
+        else:
+            cv2.rectangle(canvas, (x0, y0), (x1, y1), color, thickness)
         shown.append(((x0, y0), caption, color))
     for corner, caption, color in shown:
         draw_caption(canvas, corner, caption, color)
     return canvas
+
+
+def draw_dashed_box(
+    canvas: np.ndarray, box: tuple[int, int, int, int], color: tuple[int, int, int], thickness: int
+) -> None:
+    """Draw a box into an image, its sides as dashes and gaps of equal length."""
+    x0, y0, x1, y1 = box
+    dash = 4 * thickness + 2
+    for x in range(x0, x1 + 1, 2 * dash):
+        for y in (y0, y1):
+            cv2.line(canvas, (x, y), (min(x + dash, x1), y), color, thickness)
+    for y in range(y0, y1 + 1, 2 * dash):
+        for x in (x0, x1):
+            cv2.line(canvas, (x, y), (x, min(y + dash, y1)), color, thickness)
 
 
 def draw_caption(canvas: np.ndarray, corner: tuple[int, int], text: str, color: tuple[int, int, int]) -> None:

@@ -11,10 +11,9 @@ import numpy as np
 
 from tood_jax.geometry.locations import Pyramid
 from tood_jax.types import Assignment, Batch
-from tood_jax.visualization.draw import class_color, contact_sheet, draw_caption, resize_for_drawing
+from tood_jax.visualization.draw import class_color, contact_sheet, draw_caption, draw_dashed_box, resize_for_drawing
 
 _WITHOUT_POSITIVE = (255, 0, 0)
-_DASH = 6  # pixels per line thickness
 
 
 class ObjectTargets(NamedTuple):
@@ -107,20 +106,6 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, target: ObjectTargets) -> Non
         cv2.rectangle(canvas, (x0, y0), (x1, y1), _color(target), thickness)
     else:
         draw_dashed_box(canvas, (x0, y0, x1, y1), _WITHOUT_POSITIVE, 2 * thickness)
-
-
-def draw_dashed_box(
-    canvas: np.ndarray, box: tuple[int, int, int, int], color: tuple[int, int, int], thickness: int
-) -> None:
-    """Draw a dashed box into an image."""
-    x0, y0, x1, y1 = box
-    step = _DASH * thickness
-    for x in range(x0, x1, 2 * step):
-        for y in (y0, y1):
-            cv2.line(canvas, (x, y), (min(x + step, x1), y), color, thickness)
-    for y in range(y0, y1, 2 * step):
-        for x in (x0, x1):
-            cv2.line(canvas, (x, y), (x, min(y + step, y1)), color, thickness)
 
 
 def _draw_positive(canvas: np.ndarray, point: np.ndarray, level: int, soft_label: float, target: ObjectTargets) -> None:

@@ -11,8 +11,7 @@ from tood_jax.cli.written_files import WrittenFiles
 from tood_jax.config import ConfigError
 from tood_jax.data.dataset import Dataset
 from tood_jax.data.image_io import decode_image
-from tood_jax.visualization.draw import BACKGROUND, draw_caption, encode_image, resize_for_drawing
-from tood_jax.visualization.targets import draw_dashed_box
+from tood_jax.visualization.draw import BACKGROUND, draw_caption, draw_dashed_box, encode_image, resize_for_drawing
 
 if TYPE_CHECKING:
     from tood_jax.tools.analyze.missed import ObjectFate

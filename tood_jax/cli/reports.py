@@ -1,0 +1,60 @@
+"""Where programs write the report of an evaluation, and when."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tood_jax.cli.outputs import check_output_folder
+from tood_jax.cli.written_files import WrittenFiles
+from tood_jax.config import Config, ConfigError
+from tood_jax.data.dataset import Dataset
+from tood_jax.evaluation.evaluate import Evaluation
+from tood_jax.evaluation.matches import has_report_packages
+from tood_jax.report.analysis import Analysis
+from tood_jax.report.write import FILES, write_report
+from tood_jax.untrusted.printable import printable
+
+
+def report_folder(run: Path, step: int) -> Path:
+    """Return the folder of the report of a step."""
+    return run / "eval" / str(step)
+
+
+def check_report_folder(folder: Path) -> None:
+    """Refuse a folder in which the report would replace files of other origin. Raises ConfigError."""
+    check_output_folder("--report_out", folder)
+    written = WrittenFiles(folder)
+    for name in FILES:
+        if (folder / name).exists() and not written.has(name):
+            raise ConfigError(
+                f"{printable(folder / name)} was changed or not written by a report, which would replace it: name "
+                "another folder with --report_out, or set --report=False."
+            )
+
+
+def make_report(
+    folder: Path, evaluation: Evaluation, dataset: Dataset, config: Config, step: int, log: Callable[[str], object]
+) -> Analysis | None:
+    """Write the report of an evaluation into a folder that `check_report_folder` accepted.
+
+    Returns:
+        Its numbers; None, after a note, if the packages of the extra `report` are not installed.
+    """
+    if not has_report_packages():
+        log("Note: there is no report without the packages of tood_jax[report] (pip install hotcoco matplotlib).")
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "worst").mkdir(exist_ok=True)
+    written = WrittenFiles(folder)
+    names = set()
+
+    def write(name: str, data: bytes) -> None:
+        written.write(name, data)
+        names.add(name)
+
+    analysis = write_report(
+        write, evaluation, dataset, step=step, source=config.data.val.source, bit_depth=config.data.bit_depth
+    )
+    for name in FILES:
+        if name not in names:  # of a former report with more pictures
+            (folder / name).unlink(missing_ok=True)
+    return analysis
