@@ -146,7 +146,7 @@ def assert_does_not_load(package, modules):
 def test_every_imported_package_is_declared():
     """Also one that another package brings along: it may stop doing so."""
     names = {"cv2": "opencv-python-headless", "orbax": "orbax-checkpoint", "absl": "absl-py", "torch": "torch"}
-    optional = {"torch", "tensorflow_datasets", "faster_coco_eval", "supervision"}  # imported where they are asked for
+    optional = {"torch", "tensorflow_datasets", "faster_coco_eval", "supervision", "pyarrow"}  # where asked for
     imported = set()
     for file in FILES:
         modules = imported_modules(file.read_text(encoding="utf-8"), "")

@@ -54,17 +54,29 @@ def compile_detect_step(model: Detector, config: Config, mesh: Mesh) -> Any:
 def detect_batches(
     detect_step: DetectStep, params: Tree, batch_stats: Tree, batches: Iterable[Batch], mesh: Mesh
 ) -> Iterator[ImageDetections]:
-    """Yield the detections of each image; rows that only fill a batch (index -1) are left out."""
+    """Yield the detections of each image; rows that only fill a batch (index -1) are left out.
+
+    While the devices compute a batch, the next one is made and the detections of the former are used.
+    """
+    running = None
     for batch in batches:
-        detections, indices = jax.device_get(detect_step(params, batch_stats, put_batch(batch, mesh)))
-        for row, index in enumerate(indices):
-            if index < 0:
-                continue
-            is_real = detections.labels[row] >= 0
-            yield ImageDetections(
-                int(index),
-                detections.boxes[row][is_real],
-                detections.scores[row][is_real],
-                detections.labels[row][is_real],
-                0 if detections.non_finite is None else int(detections.non_finite[row]),
-            )
+        former, running = running, detect_step(params, batch_stats, put_batch(batch, mesh))
+        if former is not None:
+            yield from _on_host(former)
+    if running is not None:
+        yield from _on_host(running)
+
+
+def _on_host(result: tuple[Detections, Array]) -> Iterator[ImageDetections]:
+    detections, indices = jax.device_get(result)
+    for row, index in enumerate(indices):
+        if index < 0:
+            continue
+        is_real = detections.labels[row] >= 0
+        yield ImageDetections(
+            int(index),
+            detections.boxes[row][is_real],
+            detections.scores[row][is_real],
+            detections.labels[row][is_real],
+            0 if detections.non_finite is None else int(detections.non_finite[row]),
+        )
