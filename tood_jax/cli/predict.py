@@ -122,27 +122,32 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     with report_errors(prog):
         join()
         plan = plan_job(args)
-        batch_rows = _batch_rows(args, plan.count)
-        if _begin(args, plan, _describe(args, config, checkpoint, batch_rows)):
-            print_line(f"The job in {printable(args.out)}/ is complete.")
-            return
-        detector = TrainedDetector(load_trained_model(checkpoint, config), config, _devices(batch_rows))
-        try:
-            _detect(args, plan, detector, batch_rows)
-            gather_json(None)
-            summary = Summary()
-            run_on_primary(lambda: _write_results(args, plan, detector.classes, batch_rows, summary))
-        except BaseException as error:
-            if is_primary():
-                print_warning(
-                    f"{prog}: the detections so far are in {printable(plan.job.path)}/; the same command with --resume "
-                    "continues."
-                )
-            if not isinstance(error, KeyboardInterrupt) or jax.process_count() > 1:
-                raise
-            raise SystemExit(EXIT_STATUS[Reason.INTERRUPT]) from None
+        with contextlib.closing(plan.job):
+            _run(args, config, checkpoint, plan, prog)
+
+
+def _run(args: Args, config: Config, checkpoint: Checkpoint, plan: Plan, prog: str) -> None:
+    batch_rows = _batch_rows(args, plan.count)
+    if _begin(args, plan, _describe(args, config, checkpoint, batch_rows)):
+        print_line(f"The job in {printable(args.out)}/ is complete.")
+        return
+    detector = TrainedDetector(load_trained_model(checkpoint, config), config, _devices(batch_rows))
+    summary = Summary()
+    try:
+        _detect(args, plan, detector, batch_rows)
+        gather_json(None)
+        run_on_primary(lambda: _write_results(args, plan, detector.classes, batch_rows, summary))
+    except BaseException as error:
         if is_primary():
-            _report(args, plan, summary)
+            print_warning(
+                f"{prog}: the detections so far are in {printable(plan.job.path)}/; the same command with --resume "
+                "continues."
+            )
+        if not isinstance(error, KeyboardInterrupt) or jax.process_count() > 1:
+            raise
+        raise SystemExit(EXIT_STATUS[Reason.INTERRUPT]) from None
+    if is_primary():
+        _report(args, plan, summary)
 
 
 def plan_job(args: Args) -> Plan:
@@ -247,10 +252,11 @@ def _begin(args: Args, plan: Plan, description: dict[str, Any]) -> bool:
     """
 
     def begin() -> bool | str:
-        if not args.resume:
-            plan.job.begin(description)
-            return False
         try:
+            plan.job.lock()
+            if not args.resume:
+                plan.job.begin(description)
+                return False
             is_complete = plan.job.resume(description)
         except ConfigError as error:
             return str(error)

@@ -85,3 +85,14 @@ def test_a_damaged_row_is_named(tmp_path):
     (tmp_path / "part").write_bytes(b"\0\0\n")
     with pytest.raises(DataError, match=r"part is not JSON .*: start anew without --resume"):
         list(Part(tmp_path / "part", 1).kept_paths())
+
+
+def test_two_programs_do_not_share_a_folder(tmp_path):
+    folder = JobFolder(tmp_path)
+    folder.lock()
+    folder.begin({})
+    for use in (JobFolder(tmp_path).lock, lambda: [Part(folder.part(0, 1), 1), Part(folder.part(0, 1), 1)]):
+        with pytest.raises(ConfigError, match=r"detections\.parts is in use by another predict\.py"):
+            use()
+    folder.close()
+    JobFolder(tmp_path).lock()

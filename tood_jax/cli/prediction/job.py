@@ -8,6 +8,7 @@ A process appends a row when those of all its images before are written. After a
 and repeats the chunk that was interrupted: each batch then has the same images as in a job that was never interrupted.
 """
 
+import fcntl
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ from tood_jax.untrusted.bounded_json import JsonError, parse_json
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.regular_files import read_regular
 
-_JOB = "job.json"
+_JOB, _LOCK = "job.json", "lock"
 _MAX_JOB_BYTES = 1 << 20
 _MAX_LINE_BYTES = 256 << 20
 
@@ -39,12 +40,24 @@ class JobFolder:
 
     def __init__(self, out: Path):
         self.path = out / PARTS
+        self._locked: int | None = None
         if (
             os.path.lexists(self.path)
             and self._record() is None
-            and (not self.path.is_dir() or any(self.path.iterdir()))
+            and (not self.path.is_dir() or any(path.name != _LOCK for path in self.path.iterdir()))
         ):
             raise ConfigError(f"{printable(self.path)} was not written by predict.py: name another --out.")
+
+    def lock(self) -> None:
+        """Keep other programs out of the folder until `close`. Raises ConfigError if one uses it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._locked = _open_locked(self.path / _LOCK)
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._locked is not None:
+            os.close(self._locked)
+            self._locked = None
 
     def begin(self, description: dict[str, Any]) -> None:
         """Begin a job and discard an earlier one.
@@ -91,9 +104,9 @@ class JobFolder:
         return self.path / f"{index:05d}-of-{count:05d}.jsonl"
 
     def remove_parts(self) -> None:
-        """Remove all files but the record."""
+        """Remove the rows and incomplete results."""
         for path in self.path.iterdir():
-            if path.name != _JOB:
+            if path.name not in (_JOB, _LOCK):
                 path.unlink()
 
     def rows(self, count: int, chunk: int) -> Iterator[Row]:
@@ -136,7 +149,7 @@ class Part:
 
     def __init__(self, path: Path, chunk: int):
         self._path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._descriptor = _open_locked(path)
         self.kept, self._end = _whole_chunks(path, chunk)
         os.ftruncate(self._descriptor, self._end)
 
@@ -166,6 +179,21 @@ class Part:
         """Close the file after its content is on the disk."""
         os.fsync(self._descriptor)
         os.close(self._descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    """Open a file to append; the system releases the lock when the process ends. Raises ConfigError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"{printable(path.parent)} is in use by another predict.py: wait for it, or name another --out."
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
 
 
 def _whole_chunks(path: Path, chunk: int) -> tuple[int, int]:
