@@ -22,7 +22,7 @@ def trained(tmp_path_factory):
     """(folder of images, run folder); 230 names of 12 images."""
     root = tmp_path_factory.mktemp("killed")
     write_shapes(root / "set", ShapesConfig(train_images=12, val_images=1, height=(64, 64), width=(64, 64), seed=3))
-    config = tiny_config(root / "set", root / "run", epochs=1, batch_size=8, eval_batch_size=8)
+    config = tiny_config(root / "set", root / "run", batch_size=8, eval_batch_size=8)
     save_config(config, root / "tiny.json")
     train.main(["--config", str(root / "tiny.json"), "--detect.score_threshold=0.001"])
     (root / "images").mkdir()

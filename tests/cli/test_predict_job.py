@@ -4,6 +4,7 @@ import json
 import math
 import os
 import socket
+import sys
 import unicodedata
 
 import cv2
@@ -96,6 +97,12 @@ def test_other_results_are_not_replaced(images, tmp_path, name):
     (tmp_path / f"detections.{name}").write_text('{"images": []}')
     with pytest.raises(ConfigError, match=rf"detections\.{name} exists and was not written by this program"):
         plan_job(Args(images=(str(images),), out=str(tmp_path), draw=False, format=(name,)))
+
+
+def test_a_missing_package_is_named_before_anything_is_computed(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match="--format parquet needs the package pyarrow: pip install pyarrow"):
+        plan_job(Args(images=(str(images),), out=str(tmp_path), format=("parquet",)))
 
 
 @pytest.mark.parametrize("name", ["labels/notes.txt", "detections.parts/notes.txt"])

@@ -23,7 +23,7 @@ from tood_jax.cli.common import (
 )
 from tood_jax.cli.outputs import check_output_file, check_output_folder
 from tood_jax.cli.prediction.detect import Task, detect_in_order
-from tood_jax.cli.prediction.formats import FORMATS, check_labels_folder, open_writers
+from tood_jax.cli.prediction.formats import FORMATS, check_labels_folder, import_pyarrow, open_writers
 from tood_jax.cli.prediction.image_search import LeftOutFiles
 from tood_jax.cli.prediction.job import JobFolder, Part
 from tood_jax.cli.prediction.progress import Progress
@@ -127,9 +127,11 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
 
 
 def _run(args: Args, config: Config, checkpoint: Checkpoint, plan: Plan, prog: str) -> None:
+    """Detect in all images and write all results, or say that this was done before."""
     batch_rows = _batch_rows(args, plan.count)
     if _begin(args, plan, _describe(args, config, checkpoint, batch_rows)):
-        print_line(f"The job in {printable(args.out)}/ is complete.")
+        if is_primary():
+            print_line(f"The job in {printable(args.out)}/ is complete.")
         return
     detector = TrainedDetector(load_trained_model(checkpoint, config), config, _devices(batch_rows))
     summary = Summary()
@@ -169,6 +171,8 @@ def plan_job(args: Args) -> Plan:
     written = WrittenFiles(out)
     for name in args.format:
         path, writer = out / FORMATS[name].NAME, FORMATS[name]
+        if name == "parquet":
+            import_pyarrow()  # checked now, because the file is written at the end
         if name == "yolo":
             check_output_folder("--out", path)
             check_labels_folder(path)

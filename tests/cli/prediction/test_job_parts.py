@@ -1,6 +1,7 @@
 """An interrupted job: each image has one row, wherever the kill came."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -47,8 +48,6 @@ def test_any_number_of_kills_at_any_byte_gives_each_row_once(tmp_path_factory, d
 
 
 def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
-    import os
-
     part = Part(tmp_path / "part", 1)
     part.append(row(1))
     write = os.write

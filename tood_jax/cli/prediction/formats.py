@@ -157,7 +157,7 @@ class ParquetWriter(Writer):
     NAME = "detections.parquet"
 
     def __init__(self, part: Path, out: Path, classes: Sequence[ClassInfo]):
-        arrow, parquet = _import_pyarrow()
+        arrow, parquet = import_pyarrow()
         text, number = arrow.string(), arrow.float32()
         columns = {
             "path": text,
@@ -191,7 +191,7 @@ class ParquetWriter(Writer):
     @staticmethod
     def is_own(path: Path, start: bytes) -> bool:
         try:
-            return (_import_pyarrow()[1].read_schema(path).metadata or {}).get(b"written_by") == b"tood_jax"
+            return (import_pyarrow()[1].read_schema(path).metadata or {}).get(b"written_by") == b"tood_jax"
         except (OSError, ValueError):
             return False
 
@@ -228,7 +228,8 @@ def open_writers(
             os.replace(parts / name, out / name)
 
 
-def _import_pyarrow() -> tuple[Any, Any]:
+def import_pyarrow() -> tuple[Any, Any]:
+    """Return pyarrow and pyarrow.parquet. Raises ConfigError if the package is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet

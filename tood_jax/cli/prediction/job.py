@@ -44,7 +44,7 @@ class JobFolder:
         if (
             os.path.lexists(self.path)
             and self._record() is None
-            and (not self.path.is_dir() or any(path.name != _LOCK for path in self.path.iterdir()))
+            and (not self.path.is_dir() or any(not _is_begun(path.name) for path in self.path.iterdir()))
         ):
             raise ConfigError(f"{printable(self.path)} was not written by predict.py: name another --out.")
 
@@ -179,6 +179,11 @@ class Part:
         """Close the file after its content is on the disk."""
         os.fsync(self._descriptor)
         os.close(self._descriptor)
+
+
+def _is_begun(name: str) -> bool:
+    """Return whether a kill can leave a file of this name before there is a record."""
+    return name == _LOCK or name.startswith(f".{_JOB}")
 
 
 def _open_locked(path: Path) -> int:
