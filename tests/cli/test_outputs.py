@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tood_jax.cli import convert, to_array_record, train
-from tood_jax.cli.json_list_writer import JsonListWriter
 from tood_jax.cli.outputs import (
     check_output_file,
     check_output_folder,
@@ -109,43 +108,6 @@ def test_any_content_of_the_list_can_be_read(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("own")
     (folder / MARKER).write_bytes(content)
     assert not WrittenFiles(folder).has("a.jpg")
-
-
-def test_a_json_list_is_valid_after_every_write(tmp_path):
-    path, part = tmp_path / "new" / "a.json", tmp_path / "new" / "a.part.json"
-    rows = JsonListWriter(path, part)
-    for end in range(4):
-        assert json.loads(part.read_text()) == ROWS[:end]
-        assert is_results_file(part.read_bytes())
-        rows.extend(ROWS[end : end + 1])
-        rows.extend([])
-    assert not path.exists()
-    rows.finish()
-    rows.close()
-    assert json.loads(path.read_text()) == ROWS
-    assert not part.exists()
-
-
-def test_a_full_disk_keeps_the_earlier_rows(tmp_path, monkeypatch):
-    rows = JsonListWriter(tmp_path / "a.json", tmp_path / "a.part.json")
-    rows.extend(ROWS[:1])
-    write, calls = os.pwrite, []
-
-    def full(descriptor, data, at):
-        calls.append(at)
-        if len(calls) == 1:
-            return write(descriptor, bytes(data[:7]), at)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        return write(descriptor, data, at)
-
-    monkeypatch.setattr("tood_jax.cli.json_list_writer.os.pwrite", full)
-    with pytest.raises(OSError, match="No space left"):
-        rows.extend(ROWS[1:2])
-    assert json.loads((tmp_path / "a.part.json").read_text()) == ROWS[:1]
-    rows.extend(ROWS[2:])
-    assert json.loads((tmp_path / "a.part.json").read_text()) == [ROWS[0], ROWS[2]]
-    rows.close()
 
 
 def test_compile_for_refuses_before_it_compiles(tmp_path):

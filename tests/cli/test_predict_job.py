@@ -4,15 +4,17 @@ import json
 import math
 import os
 import socket
+import sys
 import unicodedata
 
 import cv2
 import numpy as np
 import pytest
 
-from tood_jax.cli.image_search import find_images
-from tood_jax.cli.json_list_writer import JsonListWriter
-from tood_jax.cli.predict import Args, drawing_names, plan_job
+from tood_jax.cli.predict import Args, plan_job
+from tood_jax.cli.prediction.image_search import LeftOutFiles
+from tood_jax.cli.prediction.readers import Images
+from tood_jax.cli.prediction.unique_names import UniqueNames, drawing_name
 from tood_jax.cli.written_files import WrittenFiles
 from tood_jax.config import ConfigError
 from tood_jax.data.errors import DataError
@@ -33,12 +35,18 @@ def names_of(files):
     return [file.name for file in files]
 
 
+def find_images(patterns, out=None):
+    left_out = LeftOutFiles()
+    return list(Images(patterns, out).find(left_out)), left_out
+
+
 def write_drawings(images, out):
-    """Write a file of each planned name."""
-    job = plan_job(Args(images=(str(images),), out=str(out)))
-    for name in job.drawing_names:
-        job.written.write(name, b"drawing")
-    return job
+    """Write a file of each planned name; the plan and the files that it reads."""
+    plan = plan_job(Args(images=(str(images),), out=str(out)))
+    files, names = list(plan.images.find()), UniqueNames()
+    for file in files:
+        plan.written.write(names(drawing_name(file.name)), b"drawing")
+    return plan, files
 
 
 def test_the_folder_of_the_input_images_is_refused_as_output(images):
@@ -84,10 +92,25 @@ def test_a_bmp_beside_a_jpg_of_its_name(tmp_path):
         plan_job(Args(images=(str(tmp_path / "a.bmp"),), out=str(tmp_path)))
 
 
-def test_other_results_are_not_replaced(images, tmp_path):
-    (tmp_path / "detections.json").write_text('{"images": []}')
-    with pytest.raises(ConfigError, match=r"detections\.json exists and was not written by this program"):
-        plan_job(Args(images=(str(images),), out=str(tmp_path), draw=False))
+@pytest.mark.parametrize("name", ["json", "jsonl", "csv", "parquet"])
+def test_other_results_are_not_replaced(images, tmp_path, name):
+    (tmp_path / f"detections.{name}").write_text('{"images": []}')
+    with pytest.raises(ConfigError, match=rf"detections\.{name} exists and was not written by this program"):
+        plan_job(Args(images=(str(images),), out=str(tmp_path), draw=False, format=(name,)))
+
+
+def test_a_missing_package_is_named_before_anything_is_computed(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match="--format parquet needs the package pyarrow: pip install pyarrow"):
+        plan_job(Args(images=(str(images),), out=str(tmp_path), format=("parquet",)))
+
+
+@pytest.mark.parametrize("name", ["labels/notes.txt", "detections.parts/notes.txt"])
+def test_folders_of_the_user_are_not_used(images, tmp_path, name):
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=r"was not written by predict\.py|that predict\.py did not write"):
+        plan_job(Args(images=(str(images),), out=str(tmp_path), format=("yolo",)))
 
 
 @pytest.mark.parametrize("place", ["beside", "inside", "same"])
@@ -96,18 +119,22 @@ def test_a_second_run_reads_and_writes_the_same(tmp_path, images, place):
     if place == "same":
         (images / "a.jpg").rename(images / "a.bmp")
         (images / "deep" / "c.png").rename(images / "deep" / "c.bmp")
-    first = write_drawings(images, out)
-    rows = JsonListWriter(out / "detections.json", out / "detections.part.json")
-    rows.finish()
-    rows.close()
-    second = write_drawings(images, out)
-    assert second.files == first.files
-    assert len(first.files) == 3
-    messages = " ".join(second.left_out.messages())
+    plan, first = write_drawings(images, out)
+    plan.job.begin({})
+    for name in ("detections.csv", "detections.jsonl", "detections.parts/detections.csv"):
+        (out / name).touch()
+    (out / "detections.json").write_text("[]")
+    (out / "labels").mkdir()
+    (out / "labels" / "a.txt").touch()
+    plan, second = write_drawings(images, out)
+    assert second == first
+    assert len(first) == 3
+    messages = " ".join(plan.left_out.messages())
     assert ("3 drawings of earlier runs" in messages) == (place != "beside")
     assert "detections" not in messages
+    assert "a.txt" not in messages
     third = plan_job(Args(images=(str(images),), out=str(tmp_path / "third")))
-    assert third.files == first.files  # another --out finds no drawings either
+    assert list(third.images.find()) == first  # another --out finds no drawings either
 
 
 def test_files_of_the_user_in_the_output_folder_are_left_out_and_named(images):
@@ -159,6 +186,8 @@ def test_a_named_file_may_have_any_ending(images):
         ({"threshold": -0.1}, "from 0 to 1"),
         ({"threshold": 1.5}, "from 0 to 1"),
         ({"threshold": math.inf}, "from 0 to 1"),
+        ({"batch": -1}, "--batch=-1 must be at least 1"),
+        ({"format": ()}, "--format is empty: name one of json"),
     ],
 )
 def test_invalid_options_are_refused(images, tmp_path, changed, message):
@@ -171,7 +200,8 @@ def test_invalid_options_are_refused(images, tmp_path, changed, message):
 def test_names_of_drawings_differ_on_every_file_system(tmp_path):
     accents = [unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")]
     files = [tmp_path / str(i) / name for i, name in enumerate(["a.jpg", "A.JPG", "a.bmp", "a_2.jpg", *accents])]
-    names = drawing_names(files)
+    unique = UniqueNames()
+    names = [unique(drawing_name(file.name)) for file in files]
     folded = {unicodedata.normalize("NFC", name).casefold() for name in names}
     assert len(folded) == len(files)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +17,10 @@ from tests.tiny import tiny_config
 from tood_jax.checkpoint.about_json import crc_of_json
 from tood_jax.checkpoint.store import open_checkpoint
 from tood_jax.cli import compare, evaluate, predict, to_array_record, train
+from tood_jax.cli.prediction.job import Part
+from tood_jax.cli.prediction.rows import encode_row
+from tood_jax.cli.prediction.thresholds import class_thresholds
+from tood_jax.cli.written_files import MARKER
 from tood_jax.config import save_config
 from tood_jax.data.errors import DataError
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
@@ -299,7 +304,7 @@ def test_two_runs_are_compared(trained, capsys, tmp_path):
     ],
 )
 def test_predict_draws_above_the_best_threshold_of_each_class(given, metrics, expected):
-    np.testing.assert_array_equal(predict.class_thresholds(given, {"metrics": metrics}, 2), expected)
+    np.testing.assert_array_equal(class_thresholds(given, {"metrics": metrics}, 2), expected)
 
 
 def test_predict_names_the_thresholds_of_the_checkpoint(trained, capsys, tmp_path):
@@ -311,3 +316,67 @@ def test_predict_names_the_thresholds_of_the_checkpoint(trained, capsys, tmp_pat
     limits = [0.3 if one is None else one for one in stored]
     shown = f"≥ the best threshold of their class ({min(limits):.2f} to {max(limits):.2f})"
     assert shown in capsys.readouterr().out
+
+
+def interrupt(monkeypatch, after):
+    """Let predict.py's process be interrupted in the middle of its row of this number."""
+    append, calls = Part.append, []
+
+    def torn(part, row):
+        calls.append(row)
+        if len(calls) == after:
+            os.write(part._descriptor, encode_row(row)[:9])  # as a kill leaves it
+            raise KeyboardInterrupt
+        append(part, row)
+
+    monkeypatch.setattr(Part, "append", torn)
+
+
+def test_an_interrupted_prediction_continues_and_equals_an_uninterrupted_one(trained, tmp_path, monkeypatch, capsys):
+    """Batches of 1 make chunks of 16: the job of 24 images is interrupted in its second chunk."""
+    data, run = trained
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
+    paths = [*sorted((data / "train").iterdir()), tmp_path / "broken.jpg", *sorted((data / "val").iterdir())]
+    (tmp_path / "list.txt").write_text("\n".join(map(str, [*paths, *paths[:6]])))
+    words = ["--checkpoint", str(run), "--images", f"@{tmp_path / 'list.txt'}", "--batch=1"]
+    words += ["--format", "jsonl", "json", "csv", "yolo", "--threshold=0.01"]
+    predict.main([*words, "--out", str(tmp_path / "whole"), "--resume"])  # there is nothing to resume
+    with monkeypatch.context() as patched:
+        interrupt(patched, after=20)
+        with pytest.raises(SystemExit) as end:
+            predict.main([*words, "--out", str(tmp_path / "out")])
+    assert end.value.code == 130
+    assert "the same command with --resume continues" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict.main([*words, "--out", str(tmp_path / "out"), "--resume", "--detect.nms_iou=0.4"])
+    assert "can't be continued (weights and config was" in capsys.readouterr().err
+    predict.main([*words, "--out", str(tmp_path / "out"), "--resume"])
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "detections.jsonl").read_text().splitlines()]
+    assert [row["path"] for row in rows] == (tmp_path / "list.txt").read_text().split()
+    assert [row["path"] for row in rows if "error" in row] == [str(tmp_path / "broken.jpg")]
+    capsys.readouterr()
+    predict.main([*words, "--out", str(tmp_path / "out"), "--resume"])
+    assert "is complete" in capsys.readouterr().out
+
+
+def contents(folder):
+    """All files of an output folder by name, without the records of what was written."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "job.json")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != MARKER}
+
+
+def test_images_that_changed_since_the_interruption_are_refused(trained, tmp_path, monkeypatch, capsys):
+    data, run = trained
+    shutil.copytree(data / "train", tmp_path / "images")
+    words = ["--checkpoint", str(run), "--images", str(tmp_path / "images"), "--batch=1", "--draw=False"]
+    for name in "abcdef":
+        shutil.copy(next((data / "val").iterdir()), tmp_path / "images" / f"{name}.jpg")
+    with monkeypatch.context() as patched:
+        interrupt(patched, after=17)
+        with pytest.raises(SystemExit):
+            predict.main([*words, "--out", str(tmp_path / "out")])
+    (tmp_path / "images" / "b.jpg").rename(tmp_path / "images" / "bb.jpg")
+    with pytest.raises(SystemExit):
+        predict.main([*words, "--out", str(tmp_path / "out"), "--resume"])
+    assert re.search(r"\(image 14 was .*/b\.jpg and is .*/bb\.jpg\)", capsys.readouterr().err)

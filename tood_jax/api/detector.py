@@ -1,7 +1,7 @@
 """Load a trained detector, and detect objects in images."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -15,7 +15,8 @@ from tood_jax.checkpoint.store import Checkpoint, CheckpointError
 from tood_jax.config import Config
 from tood_jax.config.validation import stored_config
 from tood_jax.data.dataset import ClassInfo, class_names
-from tood_jax.data.preprocess import canvases, choose_canvas, empty_batch, preprocess, write_sample
+from tood_jax.data.preprocess import Sample, batch_by_canvas, to_canvas
+from tood_jax.data.read_ahead import read_ahead
 from tood_jax.distributed.sharding import make_mesh, replicated
 from tood_jax.evaluation.predict import ImageDetections, compile_detect_step, detect_batches
 from tood_jax.models.build import build_model
@@ -38,13 +39,17 @@ class TrainedModel(NamedTuple):
 
 
 class TrainedDetector:
-    """A detector with its weights on one device, compiled once for each canvas size."""
+    """A detector with its weights on one or more devices, compiled once for each canvas size.
 
-    def __init__(self, trained: TrainedModel, config: Config):
+    Args:
+        devices: of this process; by default its first.
+    """
+
+    def __init__(self, trained: TrainedModel, config: Config, devices: Sequence[jax.Device] | None = None):
         self.config = config
         self.classes = trained.classes
         """Category id and name of each label, in the order of the labels."""
-        self._mesh = make_mesh(jax.devices()[:1])
+        self._mesh = make_mesh(jax.local_devices()[:1] if devices is None else devices)
         self._step = compile_detect_step(trained.model, config, self._mesh)
         self._weights = jax.device_put((trained.params, trained.batch_stats), replicated(self._mesh))
 
@@ -92,38 +97,26 @@ class TrainedDetector:
             return self._detect_all([images], 1)[0].above(threshold)
         return [found.above(threshold) for found in self._detect_all(list(list_images(images)), batch)]
 
-    def detect(self, batch: Batch) -> ImageDetections:
-        """Return the detections of a batch of one image, as `single_image_batch` makes it."""
+    def detect_batches(self, batches: Iterable[Batch]) -> Iterator[ImageDetections]:
+        """Yield the detections of each image of the batches, which have a multiple of the devices in rows."""
         params, batch_stats = self._weights
-        (found,) = detect_batches(self._step, params, batch_stats, [batch], self._mesh)
-        return found
+        return detect_batches(self._step, params, batch_stats, batches, self._mesh)
 
     def _detect_all(self, images: Sequence[Image], rows: int) -> list[Detections]:
         """Return the detections of each image, computed in batches of `rows` images."""
-        params, batch_stats = self._weights
-        found = detect_batches(self._step, params, batch_stats, self._batches(images, rows), self._mesh)
+        data = self.config.data
+
+        def read(numbered: tuple[int, Image]) -> tuple[int, tuple[int, int], Sample]:
+            index, image = numbered
+            return index, *to_canvas(to_pixels(image, data.bit_depth), data)
+
+        samples = read_ahead(read, enumerate(images), data.threads)
+        found = self.detect_batches(batch_by_canvas(samples, rows))
         ordered = sorted(found, key=lambda one: one.image_index)
-        bit_depth = self.config.data.bit_depth
         return [
-            Detections(one.boxes, one.scores, one.labels, self.classes, image, bit_depth)
+            Detections(one.boxes, one.scores, one.labels, self.classes, image, data.bit_depth)
             for one, image in zip(ordered, images, strict=True)
         ]
-
-    def _batches(self, images: Sequence[Image], rows: int) -> Iterator[Batch]:
-        """Yield batches of images of the same canvas, the incomplete ones at the end."""
-        data = self.config.data
-        options = canvases(data)
-        incomplete: dict[tuple[int, int], tuple[Batch, int]] = {}
-        for index, image in enumerate(images):
-            pixels = to_pixels(image, data.bit_depth)
-            canvas, size = choose_canvas(pixels.shape[:2], data.eval_short_side, data.max_long_side, options)
-            batch, used = incomplete.pop(canvas) if canvas in incomplete else (empty_batch(rows, canvas, 1), 0)
-            write_sample(batch, used, preprocess(pixels, size), index)
-            if used + 1 == rows:
-                yield batch
-            else:
-                incomplete[canvas] = batch, used + 1
-        yield from (batch for batch, _ in incomplete.values())
 
 
 def load(checkpoint: str | Path, step: int | Literal["best", "latest"] = "best") -> TrainedDetector:

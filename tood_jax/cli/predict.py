@@ -1,43 +1,52 @@
-"""predict.py: detect objects in image files, and write drawings and detections as JSON."""
+"""predict.py: detect objects in images, and write drawings and detections in several formats."""
 
 import contextlib
+import hashlib
+import json
 import os
 import sys
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import numpy as np
-from tqdm import tqdm
 
 from tood_jax.api import TrainedDetector, load_trained_model
+from tood_jax.checkpoint.store import Checkpoint
 from tood_jax.cli.common import (
     parse_with_checkpoint,
     report_errors,
     use_compilation_cache,
 )
-from tood_jax.cli.image_search import LeftOutFiles, find_images
-from tood_jax.cli.json_list_writer import JsonListWriter
-from tood_jax.cli.outputs import check_output_file, check_output_folder, is_results_file
+from tood_jax.cli.outputs import check_output_file, check_output_folder
+from tood_jax.cli.prediction.detect import Task, detect_in_order
+from tood_jax.cli.prediction.formats import FORMATS, check_labels_folder, import_pyarrow, open_writers
+from tood_jax.cli.prediction.image_search import LeftOutFiles
+from tood_jax.cli.prediction.job import JobFolder, Part
+from tood_jax.cli.prediction.progress import Progress
+from tood_jax.cli.prediction.readers import Images
+from tood_jax.cli.prediction.rows import Row
+from tood_jax.cli.prediction.thresholds import class_thresholds, describe_thresholds
+from tood_jax.cli.prediction.unique_names import UniqueNames, drawing_name
 from tood_jax.cli.written_files import WrittenFiles
-from tood_jax.config import ConfigError, DataConfig
-from tood_jax.data.errors import BrokenImageError, DataError
-from tood_jax.data.image_io import decode_image
-from tood_jax.data.preprocess import single_image_batch
+from tood_jax.config import Config, ConfigError
+from tood_jax.data.dataset import ClassInfo
+from tood_jax.data.errors import DataError
+from tood_jax.distributed.host_sync import broadcast_json, gather_json, is_primary, run_on_primary
+from tood_jax.distributed.process_group import join
 from tood_jax.distributed.signals import EXIT_STATUS, Reason
-from tood_jax.evaluation.coco_ap import coco_results
 from tood_jax.evaluation.predict import ImageDetections
-from tood_jax.report.analysis import DEFAULT_THRESHOLD
-from tood_jax.types import Batch
-from tood_jax.untrusted.bounded_json import as_number
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.terminal import print_line, print_warning
 from tood_jax.visualization.draw import draw_detections, encode_image, resize_for_drawing
 
 PROG = "predict.py"
-RESULTS, PART = "detections.json", "detections.part.json"
+FormatName = Literal["json", "jsonl", "csv", "yolo", "parquet"]
+_BATCHES = 16  # of a chunk
+_MAX_NOTES = 20  # of a kind that are printed
 
 
 @dataclass(frozen=True)
@@ -48,59 +57,106 @@ class Args:
     step: str = "best"
     """best (by AP), latest, or the number of a saved step."""
     images: tuple[str, ...] = ()
-    """Image files, folders (searched recursively) and globs in quotes."""
+    """Image files, folders (searched recursively), globs in quotes, text files with a path per line (@FILE or
+    FILE.txt), tar files, folders of records; also gs://…"""
     out: str = "predictions"
-    """Folder for the drawings and detections.json."""
+    """Folder for the drawings and detections."""
+    format: tuple[FormatName, ...] = ("json",)
+    """json (COCO results), jsonl (a line per image), csv, yolo (a text file per image), parquet; one or several."""
     threshold: float | None = None
-    """Smallest score of a detection that is drawn; the JSON has all detections. By default that of each class with the
-    highest F1 in the last evaluation of the checkpoint, or 0.3 where it has none."""
+    """Smallest score of a detection that is drawn; the files have all detections. By default that of each class with
+    the highest F1 in the last evaluation of the checkpoint, or 0.3 where it has none."""
     draw: bool = True
-    """Draw images; False writes only the JSON."""
+    """Draw images; False writes only the detections."""
+    batch: int = 0
+    """Images per step of each process; 0 means 8 per GPU or TPU, 1 per CPU device."""
+    resume: bool = False
+    """Continue an interrupted job; the same options must be given."""
 
 
 @dataclass
-class Job:
-    """What to read and to write, and what happened to single files."""
+class Plan:
+    """What to read and to write."""
 
-    files: list[Path]
-    drawing_names: list[str]
+    images: Images
+    count: int
     out: Path
     written: WrittenFiles
+    job: JobFolder
     left_out: LeftOutFiles
-    unreadable: int = 0  # number of files
-    notes: list[str] = field(default_factory=list)  # printed after the results
+
+
+@dataclass
+class Summary:
+    """What the rows of a job have."""
+
+    images: int = 0
+    detections: int = 0
+    above_threshold: int = 0
+    skipped: int = 0
+    notes: list[str] = field(default_factory=list)  # the first of each kind
+
+    def add(self, row: Row, thresholds: np.ndarray) -> None:
+        """Count a row; `thresholds` are those of the classes."""
+        if "error" in row:
+            self.skipped += 1
+            if self.skipped <= _MAX_NOTES:
+                self.notes.append(f"skipped: {row['error']}")
+            return
+        self.images += 1
+        self.detections += len(row["scores"])
+        self.above_threshold += sum(np.asarray(row["scores"]) >= thresholds[row["labels"]])
+        for note in row.get("notes", ()):
+            if len(self.notes) < 3 * _MAX_NOTES:
+                self.notes.append(f"note on {printable(row['path'])}: {note}.")
+
+    def messages(self) -> list[str]:
+        """Return what happened to single images."""
+        more = self.skipped - _MAX_NOTES
+        return [*self.notes, *([f"skipped: {more} more images; --format jsonl names all."] if more > 0 else [])]
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Run `predict.py`."""
     argv = sys.argv[1:] if argv is None else argv
-    description = "Detect objects in images, draw them and write them as JSON."
+    description = "Detect objects in images, draw them and write them in several formats."
     args, config, checkpoint = parse_with_checkpoint(Args, argv, prog=prog, description=description)
     use_compilation_cache()
     with report_errors(prog):
-        job = plan_job(args)
-        detector = TrainedDetector(load_trained_model(checkpoint, config), config)
-        thresholds = class_thresholds(args.threshold, checkpoint.about, len(detector.classes))
-        with contextlib.closing(JsonListWriter(job.out / RESULTS, job.out / PART)) as results:
-            try:
-                above_threshold = _detect(job, args.draw, thresholds, detector, results)
-                results.finish()
-            except BaseException as error:
-                print_warning(f"{prog}: the detections so far ({results.rows}) are in {printable(results.part)}")
-                if not isinstance(error, KeyboardInterrupt):
-                    raise
-                raise SystemExit(EXIT_STATUS[Reason.INTERRUPT]) from None
-        for text in [*job.left_out.messages(), *job.notes]:
-            print_warning(text)
-        print_line(
-            f"{len(job.files) - job.unreadable} images, {above_threshold} detections of score ≥ "
-            f"{_describe_thresholds(thresholds)} ({results.rows} in all) in {printable(args.out)}/"
-        )
-        if job.unreadable == len(job.files):
-            raise DataError("none of the files could be read.")
+        join()
+        plan = plan_job(args)
+        with contextlib.closing(plan.job):
+            _run(args, config, checkpoint, plan, prog)
 
 
-def plan_job(args: Args) -> Job:
+def _run(args: Args, config: Config, checkpoint: Checkpoint, plan: Plan, prog: str) -> None:
+    """Detect in all images and write all results, or say that this was done before."""
+    batch_rows = _batch_rows(args, plan.count)
+    if _begin(args, plan, _describe(args, config, checkpoint, batch_rows)):
+        if is_primary():
+            print_line(f"The job in {printable(args.out)}/ is complete.")
+        return
+    detector = TrainedDetector(load_trained_model(checkpoint, config), config, _devices(batch_rows))
+    thresholds = class_thresholds(args.threshold, checkpoint.about, len(detector.classes))
+    summary = Summary()
+    try:
+        _detect(args.draw, plan, detector, batch_rows, thresholds)
+        gather_json(None)
+        run_on_primary(lambda: _write_results(args.format, plan, detector.classes, batch_rows, thresholds, summary))
+    except BaseException as error:
+        if is_primary():
+            print_warning(
+                f"{prog}: the detections so far are in {printable(plan.job.path)}/; the same command with --resume "
+                "continues."
+            )
+        if not isinstance(error, KeyboardInterrupt) or jax.process_count() > 1:
+            raise
+        raise SystemExit(EXIT_STATUS[Reason.INTERRUPT]) from None
+    if is_primary():
+        _report(args.out, plan, thresholds, summary)
+
+
+def plan_job(args: Args) -> Plan:
     """Find the images and check that no output replaces an input or a file that predict.py did not write.
 
     Raises:
@@ -109,120 +165,184 @@ def plan_job(args: Args) -> Job:
     """
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ConfigError(f"--threshold={args.threshold} must be a number from 0 to 1.")
+    if args.batch < 0:
+        raise ConfigError(f"--batch={args.batch} must be at least 1, or 0 for the default.")
+    if not args.format:
+        raise ConfigError(f"--format is empty: name one of {', '.join(FORMATS)}.")
     check_output_folder("--out", args.out)
     out = Path(args.out)
-    files, left_out = find_images(args.images, out)
-    names = drawing_names(files)
+    images, left_out = Images(args.images, out), LeftOutFiles()
     written = WrittenFiles(out)
-    for name in (RESULTS, PART):
-        check_output_file("--out", out / name, is_results_file, files)
-    if args.draw:
-        _check_drawings(out, names, files, written)
+    for name in args.format:
+        path, writer = out / FORMATS[name].NAME, FORMATS[name]
+        if name == "parquet":
+            import_pyarrow()  # checked now, because the file is written at the end
+        if name == "yolo":
+            check_output_folder("--out", path)
+            check_labels_folder(path)
+        else:
+            sources = [pattern.removeprefix("@") for pattern in args.images]
+            check_output_file("--out", path, partial(writer.is_own, path), sources)
+    job = JobFolder(out)
+    count = _check_drawings(out, images, written, left_out) if args.draw else sum(1 for _ in images.find(left_out))
     out.mkdir(parents=True, exist_ok=True)
-    return Job(files, names, out, written, left_out)
+    return Plan(images, count, out, written, job, left_out)
 
 
-def _check_drawings(out: Path, names: Sequence[str], files: Sequence[Path], written: WrittenFiles) -> None:
-    """Raise ConfigError if a drawing would replace an input or a file that predict.py did not write."""
-    inputs = {(status.st_dev, status.st_ino) for status in map(os.stat, files)}
-    for name in names:
-        path = out / name
-        if not os.path.lexists(path):
+def _check_drawings(out: Path, images: Images, written: WrittenFiles, left_out: LeftOutFiles) -> int:
+    """Return the number of images; raise ConfigError if a drawing would replace an input or another program's file."""
+    existing: dict[tuple[int, int], str] = {}
+    names, count = UniqueNames(), 0
+    for count, path in enumerate(images.find(left_out), 1):  # noqa: B007  the number is used below
+        name = names(drawing_name(path.name))
+        if os.path.lexists(out / name):
+            status = os.stat(out / name) if (out / name).exists() else os.lstat(out / name)
+            existing[status.st_dev, status.st_ino] = name
+    for path in images.find() if existing else ():
+        if not (isinstance(path, Path) and path.exists()):
             continue
-        status = os.stat(path) if path.exists() else os.lstat(path)
-        if (status.st_dev, status.st_ino) in inputs:
+        status = path.stat()
+        if name := existing.get((status.st_dev, status.st_ino), ""):
             raise ConfigError(
                 f"--out={printable(out)}: the drawing {printable(name)} would replace an input image: name another "
                 "folder."
             )
+    for name in existing.values():
         if not written.has(name):
             raise ConfigError(
                 f"--out={printable(out)} has a file {printable(name)} that predict.py did not write, and a drawing "
                 "would replace it: name another folder, or set --draw False."
             )
+    return count
 
 
-def class_thresholds(given: float | None, about: Mapping[str, Any], classes: int) -> np.ndarray:
-    """Return the smallest score of each class that is drawn, [C].
+def _batch_rows(args: Args, count: int) -> int:
+    """Return the number of images per step: at most that of all images; a multiple of the devices, or fewer.
 
-    Args:
-        given: for all classes; None for the best of each, as `evaluate_set` found it.
-        about: of the checkpoint, which may come from elsewhere.
-        classes: number of classes.
+    Raises:
+        ConfigError: --batch is no multiple of the devices.
+        DataError: the processes find different images.
     """
-    metrics = about.get("metrics")
-    stored = metrics.get("thresholds") if given is None and isinstance(metrics, Mapping) else None
-    if not isinstance(stored, list) or len(stored) != classes:
-        return np.full(classes, DEFAULT_THRESHOLD if given is None else given)
-    best = (as_number(value) for value in stored)
-    return np.asarray([value if value is not None and 0 <= value <= 1 else DEFAULT_THRESHOLD for value in best])
+    devices = jax.local_devices()
+    found = gather_json([count, len(devices)])
+    if any(one != found[0] for one in found):
+        raise DataError(
+            f"the processes see different images or devices ([images, devices]: {found}): give all of them the same "
+            "options, shared folders and equal machines."
+        )
+    each = 1 if devices[0].platform == "cpu" else 8
+    rows = min(args.batch or each * len(devices), count)
+    return rows if rows <= len(devices) else -(-rows // len(devices)) * len(devices)
 
 
-def _describe_thresholds(thresholds: np.ndarray) -> str:
-    low, high = thresholds.min(), thresholds.max()
-    return f"{low:.3g}" if low == high else f"the best threshold of their class ({low:.2f} to {high:.2f})"
+def _devices(batch_rows: int) -> Sequence[jax.Device]:
+    return jax.local_devices()[:batch_rows]
 
 
-def _detect(job: Job, draw: bool, thresholds: np.ndarray, detector: TrainedDetector, results: JsonListWriter) -> int:
-    """Detect in all images and write results as they come; return the number of detections above the threshold."""
-    ids, names = [category.id for category in detector.classes], detector.class_names
-    name_of = dict(zip(ids, names, strict=True))
-    above_threshold = 0
-    for index, image, batch in tqdm(
-        _read_images(job, detector.config.data), total=len(job.files), unit="image", leave=False
-    ):
-        found = detector.detect(batch)
-        rows = coco_results([(found.boxes, found.scores, found.labels)], [str(job.files[index])], ids)
-        results.extend({**row, "category": name_of[row["category_id"]]} for row in rows)
-        above_threshold += int((found.scores >= thresholds[found.labels]).sum())
-        if draw:
-            _draw(job, index, image, found, names, thresholds)
-    return above_threshold
+def _describe(args: Args, config: Config, checkpoint: Checkpoint, batch_rows: int) -> dict[str, Any]:
+    """Return what must be equal to continue a job."""
+    weights = json.dumps([checkpoint.leaves, asdict(config)], sort_keys=True, default=str)
+    return {
+        "images": list(args.images),
+        "weights and config": hashlib.sha256(weights.encode()).hexdigest()[:16],
+        "batch": batch_rows,
+        "processes": jax.process_count(),
+        "threshold": args.threshold if args.draw else None,
+        "draw": args.draw,
+    }
 
 
-def _draw(
-    job: Job, index: int, image: np.ndarray, found: ImageDetections, names: Sequence[str], thresholds: np.ndarray
-) -> None:
-    """Write one drawing; an error becomes a note, and the other drawings are still made."""
-    try:
-        large, boxes = resize_for_drawing(image, found.boxes)
-        drawing = draw_detections(large, boxes, found.scores, found.labels, names, thresholds)
-        job.written.write(job.drawing_names[index], encode_image(job.drawing_names[index], drawing))
-    except Exception as error:
-        reason = printable(error) or type(error).__name__
-        job.notes.append(f"not drawn: {printable(job.files[index])} ({reason})")
+def _begin(args: Args, plan: Plan, description: dict[str, Any]) -> bool:
+    """Begin a job, or continue one with --resume; return whether it is complete already.
 
+    Raises:
+        ConfigError: the job cannot be continued.
+    """
 
-def drawing_names(files: Sequence[Path]) -> list[str]:
-    """Return a file name for each drawing: the image's, with a number if names differ only in case or Unicode form."""
-    names: list[str] = []
-    taken: set[str] = set()
-    for file in files:
-        suffix = file.suffix.lower() if file.suffix.lower() in {".png", ".webp"} else ".jpg"
-        name, number = f"{file.stem}{suffix}", 2
-        while _folded(name) in taken:
-            name, number = f"{file.stem}_{number}{suffix}", number + 1
-        taken.add(_folded(name))
-        names.append(name)
-    return names
-
-
-def _folded(name: str) -> str:
-    """Return a name in the form in which case-insensitive file systems compare names."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _read_images(job: Job, data: DataConfig) -> Iterator[tuple[int, np.ndarray, Batch]]:
-    """Yield (position, image, batch of this image) for every readable file; the others become notes."""
-    for position, file in enumerate(job.files):
-        kinds: list[str] = []
+    def begin() -> bool | str:
         try:
-            if file.exists() and not os.access(file, os.R_OK):  # otherwise the error looks like one of the machine
-                raise BrokenImageError(f"{printable(file)} can't be read (permission denied).")
-            image = decode_image(file, bit_depth=data.bit_depth, noticed=kinds)
-        except BrokenImageError as error:
-            job.unreadable += 1
-            job.notes.append(f"skipped: {error}")
+            plan.job.lock()
+            if not args.resume:
+                plan.job.begin(description)
+                return False
+            is_complete = plan.job.resume(description)
+        except ConfigError as error:
+            return str(error)
+        missing = [name for name in args.format if not (plan.out / FORMATS[name].NAME).exists()]
+        if is_complete and missing:
+            return f"the job in {printable(plan.out)} is complete, without {missing[0]}: start anew without --resume."
+        return is_complete
+
+    result = broadcast_json(begin)
+    if isinstance(result, str):
+        raise ConfigError(result)
+    return result
+
+
+def _detect(draws: bool, plan: Plan, detector: TrainedDetector, batch_rows: int, thresholds: np.ndarray) -> None:
+    """Detect in the images of this process, and write a row for each as it comes."""
+    chunk = batch_rows * _BATCHES
+    part = Part(plan.job.part(jax.process_index(), jax.process_count()), chunk)
+    progress = Progress(plan.count, is_primary())
+
+    def draw(name: str, pixels: np.ndarray, found: ImageDetections) -> None:
+        large, boxes = resize_for_drawing(pixels, found.boxes)
+        drawing = draw_detections(large, boxes, found.scores, found.labels, detector.class_names, thresholds)
+        plan.written.write(name, encode_image(name, drawing))
+
+    with contextlib.closing(part), contextlib.closing(progress):
+        tasks = _tasks(plan, part, chunk, draws)
+        for position, row in detect_in_order(detector, tasks, batch_rows, chunk, draw):
+            part.append(row)
+            progress.update(position + 1)
+
+
+def _tasks(plan: Plan, part: Part, chunk: int, draw: bool) -> Iterator[Task]:
+    """Yield the images of this process that have no row yet.
+
+    Raises:
+        DataError: they are other images than those of the rows that are kept.
+    """
+    index, count = jax.process_index(), jax.process_count()
+    kept, names = part.kept_paths(), UniqueNames()
+    for position, path in enumerate(plan.images.find()):
+        drawing = names(drawing_name(path.name)) if draw else ""
+        if position // chunk % count != index:
             continue
-        job.notes += [f"note: {printable(file)} is one of the {kind}." for kind in kinds]
-        yield position, image, single_image_batch(image, data, position)
+        former = next(kept, None)
+        if former is None:
+            yield Task(position, path, drawing)
+        elif former != str(path):
+            raise DataError(
+                f"the images have changed since the job was begun (image {position + 1} was {printable(former)} and is "
+                f"{printable(path)}): restore them, or start anew without --resume."
+            )
+
+
+def _write_results(
+    formats: Sequence[FormatName],
+    plan: Plan,
+    classes: Sequence[ClassInfo],
+    batch_rows: int,
+    thresholds: np.ndarray,
+    summary: Summary,
+) -> None:
+    """Write all formats from the rows of all processes."""
+    rows = plan.job.rows(jax.process_count(), batch_rows * _BATCHES)
+    with open_writers(formats, plan.job.path, plan.out, classes) as write:
+        for row in rows:
+            write(row)
+            summary.add(row, thresholds)
+    plan.job.complete()
+
+
+def _report(out: str, plan: Plan, thresholds: np.ndarray, summary: Summary) -> None:
+    """Print the result. Raises DataError if no file could be read."""
+    for text in [*plan.left_out.messages(), *summary.messages()]:
+        print_warning(text)
+    print_line(
+        f"{summary.images} images, {summary.above_threshold} detections of score ≥ "
+        f"{describe_thresholds(thresholds)} ({summary.detections} in all) in {printable(out)}/"
+    )
+    if not summary.images:
+        raise DataError("none of the files could be read.")

@@ -7,6 +7,7 @@ store, or a record of a shard (`formats/array_record.py`, `formats/tfds.py`).
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -71,6 +72,25 @@ def is_file(path: Any) -> bool:
 def is_folder(path: Any) -> bool:
     """Return whether the folder exists. Raises DataError if the package for its store is missing."""
     return bool(path.is_dir()) if isinstance(path, Path) else bool(_call_store(path, path.is_dir))
+
+
+def list_objects(address: str) -> list[str]:
+    """Return the addresses of the objects that match a glob in a store, or that lie in a folder, sorted.
+
+    Raises:
+        OSError: the store can't be read.
+        DataError: the package for it is missing.
+    """
+
+    def find() -> list[str]:
+        from fsspec.core import url_to_fs
+
+        system, path = url_to_fs(address)  # epath has no "**"
+        names = system.glob(path) if glob.has_magic(path) else system.find(path)
+        return sorted(f"{address.partition('://')[0]}://{name.lstrip('/')}" for name in names)
+
+    found: list[str] = _call_store(address, find)
+    return found
 
 
 def read_bytes(path: ImagePath, max_bytes: int = MAX_BYTES) -> bytes:

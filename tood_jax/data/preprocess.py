@@ -5,6 +5,7 @@ a batch (`write_sample`); the rest of the canvas stays zero. `choose_canvas` giv
 where `sampler.py` also draws the short side at random.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -137,9 +138,29 @@ def write_sample(batch: Batch, row: int, sample: Sample, image_index: int) -> in
     return excess
 
 
+def to_canvas(image: np.ndarray, data: DataConfig) -> tuple[tuple[int, int], Sample]:
+    """Return the (height, width) of the canvas of an image without objects, and the image at its size on it."""
+    canvas, size = choose_canvas(image.shape[:2], data.eval_short_side, data.max_long_side, canvases(data))
+    return canvas, preprocess(image, size)
+
+
+def batch_by_canvas(samples: Iterable[tuple[int, tuple[int, int], Sample]], rows: int) -> Iterator[Batch]:
+    """Yield batches of `rows` images of the same canvas; at the end those that are not full.
+
+    Args:
+        samples: (image index, canvas, image) of each image, as `to_canvas` returns them.
+    """
+    incomplete: dict[tuple[int, int], tuple[Batch, int]] = {}
+    for index, canvas, sample in samples:
+        batch, used = incomplete.pop(canvas) if canvas in incomplete else (empty_batch(rows, canvas, 1), 0)
+        write_sample(batch, used, sample, index)
+        if used + 1 == rows:
+            yield batch
+        else:
+            incomplete[canvas] = batch, used + 1
+    yield from (batch for batch, _ in incomplete.values())
+
+
 def single_image_batch(image: np.ndarray, data: DataConfig, image_index: int = 0) -> Batch:
     """Return a batch of one image without objects, as evaluation would bring it to its canvas."""
-    canvas, size = choose_canvas(image.shape[:2], data.eval_short_side, data.max_long_side, canvases(data))
-    batch = empty_batch(1, canvas, max_objects=1)
-    write_sample(batch, 0, preprocess(image, size), image_index)
-    return batch
+    return next(batch_by_canvas([(image_index, *to_canvas(image, data))], rows=1))

@@ -105,20 +105,30 @@ def detect_batches(
 ) -> Iterator[ImageDetections]:
     """Yield the detections of each image; rows that only fill a batch (index -1) are left out.
 
-    The LossSums of each batch, where the step returns them, are appended to `loss_sums`.
+    While the devices compute a batch, the next one is made and the detections of the former are used. The LossSums of
+    each batch, where the step returns them, are appended to `loss_sums`.
     """
+    running = None
     for batch in batches:
-        detections, indices, *sums = jax.device_get(detect_step(params, batch_stats, put_batch(batch, mesh)))
-        if loss_sums is not None:
-            loss_sums.extend(sums)
-        for row, index in enumerate(indices):
-            if index < 0:
-                continue
-            is_real = detections.labels[row] >= 0
-            yield ImageDetections(
-                int(index),
-                detections.boxes[row][is_real],
-                detections.scores[row][is_real],
-                detections.labels[row][is_real],
-                0 if detections.non_finite is None else int(detections.non_finite[row]),
-            )
+        former, running = running, detect_step(params, batch_stats, put_batch(batch, mesh))
+        if former is not None:
+            yield from _on_host(former, loss_sums)
+    if running is not None:
+        yield from _on_host(running, loss_sums)
+
+
+def _on_host(result: tuple[Any, ...], loss_sums: list[LossSums] | None) -> Iterator[ImageDetections]:
+    detections, indices, *sums = jax.device_get(result)
+    if loss_sums is not None:
+        loss_sums.extend(sums)
+    for row, index in enumerate(indices):
+        if index < 0:
+            continue
+        is_real = detections.labels[row] >= 0
+        yield ImageDetections(
+            int(index),
+            detections.boxes[row][is_real],
+            detections.scores[row][is_real],
+            detections.labels[row][is_real],
+            0 if detections.non_finite is None else int(detections.non_finite[row]),
+        )

@@ -106,7 +106,7 @@ class ShardReader:
 
     def image(self, position: int, name: str) -> bytes:
         """Return the image of a record after checking that it is the file of this name. Raises OSError or DataError."""
-        found, image = unpack(self._source[position])
+        found, image = self.record(position)
         if found != name:
             raise DataError(
                 f"Record {position} of {self._paths[0].parent} holds {found}, not {name}: its shards and its "
@@ -114,6 +114,10 @@ class ShardReader:
                 "tood_jax.cli.to_array_record."
             )
         return image
+
+    def record(self, position: int) -> tuple[str, bytes]:
+        """Return (file name, encoded image) of a record. Raises OSError."""
+        return unpack(self._source[position])
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def load_array_record(location: str, for_evaluation: bool = True) -> Dataset:
     """
     folder = as_path(location)
     shards, checksum = _read_index(folder)
-    paths = [_local_shard(folder / shard.name, shard) for shard in shards]
+    reader = _open_shards(folder, shards)
     file = folder / ANNOTATIONS
     annotations = _read(file)
     if checksum is not None and hashlib.sha256(annotations).hexdigest() != checksum:
@@ -156,13 +160,22 @@ def load_array_record(location: str, for_evaluation: bool = True) -> Dataset:
             f"{file} is not the file that {INDEX} was written for (wrong checksum): write the folder again."
         )
     raw = read_coco_json(annotations, file)
-    reader = ShardReader(paths, [shard.records for shard in shards])
     if len(reader) != len(raw["images"]):
         raise DataError(
             f"{location} has {len(reader)} records for the {len(raw['images'])} images of its {ANNOTATIONS}: write it "
             "again with tood_jax.cli.to_array_record."
         )
     return parse_coco(raw, file, partial(record_paths, reader, location), for_evaluation=for_evaluation)
+
+
+def open_records(location: str) -> ShardReader:
+    """Return a reader of the images of a folder of records, without its annotations. Raises DataError."""
+    folder = as_path(location)
+    return _open_shards(folder, _read_index(folder)[0])
+
+
+def _open_shards(folder: Any, shards: Sequence[Shard]) -> ShardReader:
+    return ShardReader([_local_shard(folder / one.name, one) for one in shards], [one.records for one in shards])
 
 
 def _read_index(folder: Any) -> tuple[list[Shard], str | None]:

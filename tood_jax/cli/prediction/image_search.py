@@ -1,20 +1,22 @@
 """Find the image files in files, folders and globs, and report which files are left out and why."""
 
+import functools
 import glob
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from tood_jax.cli.written_files import MARKER, WrittenFiles
-from tood_jax.config import ConfigError
 from tood_jax.data.errors import DataError
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.regular_files import file_kind
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-OUTPUTS = {MARKER, "detections.json", "detections.part.json"}  # of predict.py, beside drawings
+PARTS = "detections.parts"  # folder of an unfinished job
+LABELS = "labels"  # folder of the format yolo
+OUTPUTS = {MARKER, *(f"detections.{ending}" for ending in ("json", "jsonl", "csv", "parquet"))}  # beside drawings
 _SHOWN = 3  # examples for each reason
 _OTHER_ENDING = f"files with another ending than {', '.join(sorted(SUFFIXES))}"
 _NOT_REGULAR = "names of images that are no regular files"
@@ -45,67 +47,66 @@ class LeftOutFiles:
         return found
 
 
-def find_images(patterns: Sequence[str], out: Path | None = None) -> tuple[list[Path], LeftOutFiles]:
-    """Find the image files of files, folders (with all below them) and globs.
+class FileSearch:
+    """Finds the image files of files, folders (with all below them) and globs, sorted; may be repeated.
+
+    The names of one folder are in memory at a time.
 
     Args:
-        patterns: files, folders and globs; a single file may have any ending.
         out: the output folder; if it is inside a searched folder, its files are left out.
-
-    Returns:
-        (the files without duplicates, sorted within each pattern; the files that were left out).
-
-    Raises:
-        ConfigError: no pattern, or an empty one.
-        DataError: a pattern matches nothing.
+        left_out: collects the files that are left out.
     """
-    if not patterns:
-        raise ConfigError("name images: --images FILE_FOLDER_OR_GLOB …")
-    if not all(patterns):
-        raise ConfigError("--images is empty: name files, folders or globs.")
-    search = _Search(out)
-    files: dict[Path, None] = {}
-    for pattern in patterns:
-        files.update(dict.fromkeys(search.find(pattern)))
-    return list(files), search.left_out
 
-
-class _Search:
-    """A search for images; collects the files that are left out."""
-
-    def __init__(self, out: Path | None):
-        self.left_out = LeftOutFiles()
+    def __init__(self, out: Path | None = None, left_out: LeftOutFiles | None = None):
+        self.left_out = LeftOutFiles() if left_out is None else left_out
         self._out = Path(os.path.realpath(out)) if out is not None else None
-        self._written: dict[Path, WrittenFiles] = {}
+        self._written_files = functools.lru_cache(maxsize=64)(WrittenFiles)
+        self._real_path = functools.lru_cache(maxsize=64)(lambda path: Path(os.path.realpath(path)))
 
-    def find(self, pattern: str) -> list[Path]:
-        """Return the images that one pattern matches. Raises DataError if there are none."""
+    def find(self, pattern: str) -> Iterator[Path]:
+        """Yield the images that one pattern matches; a single file may have any ending.
+
+        Raises:
+            DataError: there are none.
+        """
         path = Path(pattern)
         if path.is_dir():
-            found = sorted(self._below(path))
-        elif path.exists() and (kind := file_kind(path)):
-            raise DataError(f"--images {printable(pattern)} is {kind}, not a file with an image.")
+            found = self._below(path, path)
         elif path.exists():
-            return [path]
+            if kind := file_kind(path):
+                raise DataError(f"--images {printable(pattern)} is {kind}, not a file with an image.")
+            found = iter([path])
         else:
-            matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))
-            found = [path for path in matches if not path.is_dir() and self._is_input(path, _root_of(pattern))]
-        if not found:
+            matches = sorted({Path(match) for match in glob.glob(pattern, recursive=True)})
+            root = _root_of(pattern)
+            found = (path for path in matches if not path.is_dir() and self._is_input(path, root))
+        first = next(found, None)
+        if first is None:
             raise DataError(
                 f"--images {printable(pattern)}: no such file, no folder with images, and no glob that matches images. "
                 f"{' '.join(self.left_out.messages())}".strip()
             )
-        return found
+        yield first
+        yield from found
 
-    def _below(self, folder: Path) -> Iterator[Path]:
-        for parent, _, names in os.walk(folder, onerror=lambda error: self.left_out.add(_UNREADABLE, error.filename)):
-            for name in names:
-                path = Path(parent, name)
-                if path.suffix.lower() in SUFFIXES:
-                    if self._is_input(path, folder):
-                        yield path
-                elif name not in OUTPUTS and not self._is_output(path, folder):
-                    self.left_out.add(_OTHER_ENDING, path)
+    def _below(self, folder: Path, searched: Path) -> Iterator[Path]:
+        """Yield the images of a folder and of those in it, in the order of their names."""
+        try:
+            with os.scandir(folder) as entries:
+                names = sorted((entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries)
+        except OSError:
+            self.left_out.add(_UNREADABLE, folder)
+            return
+        for name, is_folder, is_link in names:
+            path = folder / name
+            if is_folder:
+                if not is_link and name not in (PARTS, LABELS):
+                    yield from self._below(path, searched)
+            elif path.suffix.lower() in SUFFIXES:
+                if self._is_input(path, searched):
+                    yield path
+            elif name not in OUTPUTS and not self._is_output(path, searched):
+                self.left_out.add(_OTHER_ENDING, path)
 
     def _is_input(self, path: Path, searched: Path) -> bool:
         """Return whether to read a file that was found; if not, add the reason to `left_out`."""
@@ -121,13 +122,8 @@ class _Search:
 
     def _is_output(self, path: Path, searched: Path) -> bool:
         """Return whether a file is in the output folder, and that folder in the searched one."""
-        root, parent = Path(os.path.realpath(searched)), Path(os.path.realpath(path.parent))
+        root, parent = self._real_path(searched), self._real_path(path.parent)
         return self._out is not None and root in self._out.parents and self._out in (parent, *parent.parents)
-
-    def _written_files(self, folder: Path) -> WrittenFiles:
-        if folder not in self._written:
-            self._written[folder] = WrittenFiles(folder)
-        return self._written[folder]
 
 
 def _root_of(pattern: str) -> Path:

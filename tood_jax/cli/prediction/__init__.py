@@ -1,0 +1,1 @@
+"""What predict.py reads and writes: readers of images, formats of results, and the record of an interrupted job."""

@@ -1,0 +1,121 @@
+"""Detect in a stream of images: threads read ahead, batches have one canvas, rows come in the order of the images."""
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tood_jax.api import TrainedDetector
+from tood_jax.cli.prediction.rows import Row, row_of
+from tood_jax.config import DataConfig
+from tood_jax.data.errors import BrokenImageError
+from tood_jax.data.image_io import decode_image
+from tood_jax.data.paths import ImagePath
+from tood_jax.data.preprocess import Sample, batch_by_canvas, to_canvas
+from tood_jax.data.read_ahead import read_ahead
+from tood_jax.evaluation.predict import ImageDetections
+from tood_jax.types import Batch
+from tood_jax.untrusted.printable import printable
+
+
+class Task(NamedTuple):
+    """An image to detect in."""
+
+    position: int  # among all images of the job
+    path: ImagePath
+    drawing: str  # the name of its drawing; "" for none
+
+
+Draw = Callable[[str, np.ndarray, ImageDetections], None]  # the name of a drawing, RGB pixels, detections
+
+
+class _Image(NamedTuple):
+    """An image that was read, or why it could not be."""
+
+    task: Task
+    path: str
+    error: str = ""
+    notes: tuple[str, ...] = ()
+    size: tuple[int, int] = (0, 0)  # (height, width) of the original, pixels
+    pixels: np.ndarray | None = None  # [h, w, 3] uint8 RGB, to draw on
+    canvas: tuple[int, int] = (0, 0)
+    sample: Sample | None = None  # None if there is an error, and after it is copied to its batch
+
+
+def detect_in_order(
+    detector: TrainedDetector, tasks: Iterable[Task], batch_rows: int, chunk: int, draw: Draw
+) -> Iterator[tuple[int, Row]]:
+    """Yield position and row of each image in the order of the tasks, after it is drawn.
+
+    Args:
+        tasks: positions must increase.
+        batch_rows: images per batch.
+        chunk: batches do not mix images whose position // chunk differs.
+
+    Raises:
+        DataError: the machine fails in reading an image, or a read hangs.
+    """
+    data = detector.config.data
+    order: deque[int] = deque()  # positions whose rows are not yielded yet
+    images: dict[int, _Image] = {}  # of batches that are not computed yet
+    rows: dict[int, Row] = {}  # waiting for a row before them
+
+    def batches() -> Iterator[Batch]:
+        read = partial(_read, data)
+        found = read_ahead(read, tasks, data.threads, data.timeout_seconds, lambda task: printable(task.path))
+        for _, group in itertools.groupby(found, key=lambda image: image.task.position // chunk):
+            yield from batch_by_canvas(samples(group), batch_rows)
+
+    def samples(group: Iterable[_Image]) -> Iterator[tuple[int, tuple[int, int], Sample]]:
+        for image in group:
+            position = image.task.position
+            order.append(position)
+            if image.sample is None:
+                rows[position] = {"path": image.path, "error": image.error}
+            else:
+                images[position] = image._replace(sample=None)
+                yield position, image.canvas, image.sample
+
+    def finished() -> Iterator[tuple[int, Row]]:
+        while order and order[0] in rows:
+            yield order[0], rows.pop(order.popleft())
+
+    for found in detector.detect_batches(batches()):
+        image = images.pop(found.image_index)
+        notes = image.notes
+        if image.pixels is not None:
+            notes += _drawn(partial(draw, image.task.drawing, image.pixels, found))
+        rows[found.image_index] = row_of(image.path, image.size, found, detector.classes, notes)
+        yield from finished()
+    yield from finished()
+
+
+def _read(data: DataConfig, task: Task) -> _Image:
+    """Decode an image and bring it to its canvas; in a thread."""
+    kinds: list[str] = []
+    try:
+        if isinstance(task.path, Path) and task.path.exists() and not os.access(task.path, os.R_OK):
+            # otherwise the error looks like one of the machine
+            raise BrokenImageError(f"{printable(task.path)} can't be read (permission denied).")
+        pixels = decode_image(task.path, bit_depth=data.bit_depth, noticed=kinds)
+    except BrokenImageError as error:
+        return _Image(task, str(task.path), str(error))
+    height, width = pixels.shape[:2]
+    canvas, sample = to_canvas(pixels, data)
+    notes = tuple(f"it is one of the {kind}" for kind in kinds)
+    kept = pixels if task.drawing else None
+    return _Image(task, str(task.path), "", notes, (height, width), kept, canvas, sample)
+
+
+def _drawn(draw: Callable[[], None]) -> tuple[str, ...]:
+    """Draw, and return a note if that fails: the other images still count."""
+    try:
+        draw()
+    except Exception as error:
+        return (f"not drawn ({printable(error) or type(error).__name__})",)
+    return ()
