@@ -1,7 +1,8 @@
 """Build the manual as a site in build/site: .venv/bin/python scripts/build_site.py
 
 The pages of docs/, reports/, CONTRIBUTING.md and CHANGELOG.md are copied to one folder, since a site has one root.
-Links between them are rewritten; a link to any other file of the repository becomes its path. A broken link fails.
+Links between them are rewritten; a link to any other file of the repository becomes its path, and a link to a .py file
+that is alone on its line becomes the code. A broken link fails.
 """
 
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "build" / "site_pages"
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
+CODE = re.compile(r"^\[[^\]]*\]\(([^)\s#]+\.py)\)$", re.MULTILINE)
 FENCE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 
 
@@ -43,7 +45,11 @@ def rewrite(text: str, source: Path, place: Path) -> str:
             return path if label.strip("`") == path.strip("`") else f"{label} ({path})"
         return f"{image}[{label}]({os.path.relpath(there, place.parent)}{anchor})"
 
-    parts = FENCE.split(text)
+    def code(match: re.Match) -> str:
+        file = source.parent / match.group(1)
+        return f"```python\n{file.read_text(encoding='utf-8')}```" if file.exists() else match.group(0)
+
+    parts = FENCE.split(CODE.sub(code, text))
     return "".join(part if number % 2 else LINK.sub(link, part) for number, part in enumerate(parts))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.runs import rows
 from tests.tiny import tiny_config
-from tood_jax.cli import train
+from tood_jax.api import training
 from tood_jax.config import ParallelConfig
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
 from tood_jax.distributed.signals import Reason
@@ -58,7 +58,7 @@ def run(data, workdir, devices, parallel, height, stop_at=None):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "log_window", stopping)
-        return train.run(config, devices=jax.devices()[:devices])
+        return training.train(config, devices=jax.devices()[:devices])
 
 
 def losses(workdir):

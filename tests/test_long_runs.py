@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import orbax.checkpoint as ocp
 import psutil
 import pytest
@@ -23,6 +24,7 @@ from tests.runs import (
     write_config,
 )
 from tests.tiny import tiny_config
+from tood_jax.api import training
 from tood_jax.checkpoint.store import CheckpointStore, open_checkpoint
 from tood_jax.cli import train
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
@@ -134,18 +136,18 @@ class Preempted:
 @pytest.mark.slow
 def test_a_stop_within_an_evaluation(data, tmp_path, monkeypatch):
     """It ends after that batch; the next start evaluates, and the run ends as one that nobody disturbed."""
-    outcome = train.run(tiny_config(data, tmp_path / "unbroken"), devices=[train.jax.devices()[0]])
+    outcome = training.train(tiny_config(data, tmp_path / "unbroken"), devices=[jax.devices()[0]])
     assert (outcome.stopped, outcome.step) == (Reason.NONE, 9)
     config = tiny_config(data, tmp_path / "broken")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "compile_detect_step", Preempted(train.compile_detect_step, after=1))
-        outcome = train.run(config, devices=[train.jax.devices()[0]])
+        patch.setattr(training, "compile_detect_step", Preempted(training.compile_detect_step, after=1))
+        outcome = training.train(config, devices=[jax.devices()[0]])
     assert (outcome.stopped, outcome.step, outcome.metrics) == (Reason.PREEMPTION, 6, None)
     assert [row["kind"] for row in rows(tmp_path / "broken")] == ["train"] * 3
     with monkeypatch.context() as patch:  # and again, in the evaluation that a start begins with
-        patch.setattr(train, "compile_detect_step", Preempted(train.compile_detect_step, after=1))
-        assert train.run(config, devices=[train.jax.devices()[0]]).step == 6
-    assert train.run(config, devices=[train.jax.devices()[0]]).stopped is Reason.NONE
+        patch.setattr(training, "compile_detect_step", Preempted(training.compile_detect_step, after=1))
+        assert training.train(config, devices=[jax.devices()[0]]).step == 6
+    assert training.train(config, devices=[jax.devices()[0]]).stopped is Reason.NONE
     assert_equal_runs(tmp_path / "broken", tmp_path / "unbroken")
 
     marks = marks_of(tmp_path / "broken")
@@ -174,10 +176,10 @@ def test_a_stop_after_the_last_step_does_not_pass_for_the_end(data, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "log_window", stopping)
-        outcome = train.run(config, devices=[train.jax.devices()[0]])
+        outcome = training.train(config, devices=[jax.devices()[0]])
     assert (outcome.stopped, outcome.step, outcome.metrics) == (Reason.PREEMPTION, 9, None)
     assert [row["step"] for row in rows(tmp_path / "run") if row["kind"] == "eval"] == [6]
-    outcome = train.run(config, devices=[train.jax.devices()[0]])
+    outcome = training.train(config, devices=[jax.devices()[0]])
     assert outcome.stopped is Reason.NONE
     assert outcome.metrics is not None
     assert [row["step"] for row in rows(tmp_path / "run") if row["kind"] == "eval"] == [6, 9]
@@ -201,10 +203,10 @@ def test_an_evaluation_that_was_logged_but_not_saved_is_not_logged_twice(data, t
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointStore, "save", die)
         with pytest.raises(Killed):
-            train.run(config, devices=[train.jax.devices()[0]])
+            training.train(config, devices=[jax.devices()[0]])
     assert [row["kind"] for row in rows(tmp_path / "run")].count("eval") == 1
     assert open_checkpoint(tmp_path / "run", "latest").about["metrics"] is None
-    train.run(config, devices=[train.jax.devices()[0]])
+    training.train(config, devices=[jax.devices()[0]])
     assert [row["kind"] for row in rows(tmp_path / "run")].count("eval") == 1
     assert open_checkpoint(tmp_path / "run", "latest").about["metrics"] is not None
 
@@ -232,11 +234,11 @@ def test_done_means_saved(data, tmp_path, monkeypatch, capsys, times, seconds):
     config = tiny_config(data, tmp_path / "run", epochs=1)
     if times > 5:
         with pytest.raises(NotSavedError, match=r"final state \(step 3\) could not be saved in .*/run/chec") as end:
-            train.run(config, devices=[train.jax.devices()[0]])
+            training.train(config, devices=[jax.devices()[0]])
         assert "goes on from the beginning" in str(end.value)
         assert end.value.status == 75
     else:
-        assert train.run(config, devices=[train.jax.devices()[0]]).stopped is Reason.NONE
+        assert training.train(config, devices=[jax.devices()[0]]).stopped is Reason.NONE
         assert open_checkpoint(tmp_path / "run", 3, log=pytest.fail).about["metrics"] is not None
     told = capsys.readouterr().out
     assert ("Done. Next:" in told) == (times == 5)
@@ -269,13 +271,13 @@ def test_a_full_disk_at_a_start_names_the_path(data, tmp_path, monkeypatch, caps
 
 def test_a_signal_before_the_first_step(data, tmp_path, monkeypatch, capsys):
     config = write_config(data, tmp_path / "run")
-    genuine = train.load_dataset
+    genuine = training.load_dataset
 
     def preempted(*args, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         return genuine(*args, **options)
 
-    monkeypatch.setattr(train, "load_dataset", preempted)
+    monkeypatch.setattr(training, "load_dataset", preempted)
     with pytest.raises(SystemExit) as end:
         train.main(["--config", str(config), "--report=False"])
     assert end.value.code == 75

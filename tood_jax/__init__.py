@@ -1,11 +1,17 @@
 """TOOD, task-aligned one-stage object detection, in JAX and Flax.
 
-`load` opens a trained detector. It is imported when it is first used, so that data workers never load JAX.
+    load(checkpoint)              a trained detector, to detect objects in images
+    train(config)                 train a detector, or resume its run
+    evaluate(checkpoint)          COCO's metrics and the detections of a data set
+    load_config(name)             the config of a file, or a published one by its name
+    build_detector(config, C)     the Flax module of a config for C classes
+
+All are imported when they are first used, so that data workers never load JAX.
 """
 
 from typing import Any
 
-__all__ = ["load"]
+__all__ = ["build_detector", "evaluate", "load", "load_config", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,9 +21,10 @@ from tood_jax.cli.prediction.job import Part
 from tood_jax.cli.prediction.rows import encode_row
 from tood_jax.cli.prediction.thresholds import class_thresholds
 from tood_jax.cli.written_files import MARKER
-from tood_jax.config import save_config
+from tood_jax.config import SplitConfig, save_config
 from tood_jax.data.errors import DataError
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
+from tood_jax.distributed.signals import Reason
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -316,6 +317,30 @@ def test_predict_names_the_thresholds_of_the_checkpoint(trained, capsys, tmp_pat
     limits = [0.3 if one is None else one for one in stored]
     shown = f"≥ the best threshold of their class ({min(limits):.2f} to {max(limits):.2f})"
     assert shown in capsys.readouterr().out
+
+
+def test_python_programs_train_and_evaluate(trained):
+    """A finished run goes on where it ended, and its evaluation is that of `tood eval`."""
+    data, run = trained
+    outcome = tood_jax.train(tood_jax.load_config(run.parent / "tiny.json"))
+    newest = open_checkpoint(run, "latest")
+    assert (outcome.step, outcome.stopped) == (newest.step, Reason.NONE)
+    val = SplitConfig(str(data / "val"), str(data / "annotations/instances_val.json"))
+    evaluation = tood_jax.evaluate(run, val, step="latest")
+    assert pytest.approx(newest.about["metrics"]["AP"], abs=1e-9) == evaluation.metrics.AP
+    assert len(evaluation.detections) == len(list((data / "val").iterdir()))
+
+
+def test_the_example_of_a_training_loop_learns(trained, capsys):
+    _, run = trained
+    code = (ROOT / "examples" / "custom_training.py").read_text(encoding="utf-8")
+    options = 'CONFIG, STEPS, ATSS_STEPS = "demo", 300, 100\n'
+    assert options in code
+    short = code.replace(options, f"CONFIG, STEPS, ATSS_STEPS = {str(run.parent / 'tiny.json')!r}, 40, 20\n")
+    exec(short.replace("step % 50", "step % 13"), {})
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
 
 
 def interrupt(monkeypatch, after):

@@ -131,11 +131,17 @@ def load(checkpoint: str | Path, step: int | Literal["best", "latest"] = "best")
         CheckpointError: there is no complete checkpoint, its arrays do not fit its config, or it can't be downloaded.
         ConfigError: the stored config is invalid.
     """
+    opened, config = open_with_config(checkpoint, step)
+    return TrainedDetector(load_trained_model(opened, config), config)
+
+
+def open_with_config(checkpoint: str | Path, step: int | Literal["best", "latest"]) -> tuple[Checkpoint, Config]:
+    """Return a checkpoint and the config that is stored in it; arguments and errors are those of `load`."""
     opened = open_model(checkpoint, step, log=_LOGGER.info, warn=_LOGGER.warning)
     config, notes = stored_config(opened.about.get("config"), opened.folder)
     for note in notes:
         _LOGGER.warning(note)
-    return TrainedDetector(load_trained_model(opened, config), config)
+    return opened, config
 
 
 def load_trained_model(checkpoint: Checkpoint, config: Config, averaged: bool = True) -> TrainedModel:

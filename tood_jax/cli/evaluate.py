@@ -4,8 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tood_jax.api import TrainedModel, load_trained_model
-from tood_jax.checkpoint.store import Checkpoint
+from tood_jax.api.evaluation import evaluate_checkpoint
 from tood_jax.cli.common import (
     parse_with_checkpoint,
     report_errors,
@@ -13,15 +12,12 @@ from tood_jax.cli.common import (
 )
 from tood_jax.cli.outputs import check_output_file, is_results_file
 from tood_jax.cli.reports import check_report_folder, make_report, report_folder
-from tood_jax.config import Config, ConfigError
 from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import load_dataset
 from tood_jax.distributed.host_sync import is_primary
-from tood_jax.distributed.process_group import connect_processes, join
-from tood_jax.distributed.sharding import make_mesh, put_whole, replicated
+from tood_jax.distributed.process_group import join
 from tood_jax.evaluation.coco_ap import format_table, write_results
-from tood_jax.evaluation.evaluate import Evaluation, evaluate_set
-from tood_jax.evaluation.predict import compile_detect_step
+from tood_jax.evaluation.evaluate import Evaluation
 from tood_jax.report.analysis import Analysis
 from tood_jax.report.write import PAGE
 from tood_jax.untrusted.terminal import print_line, print_warning
@@ -78,33 +74,9 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
             show(f"Report: {folder / PAGE}")
 
 
-def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Evaluation:
-    """Detect in every image of the data set with the weights of a checkpoint, on all devices.
-
-    Raises:
-        ConfigError: the checkpoint was trained on other classes.
-    """
-    trained = load_trained_model(checkpoint, config)
-    check_classes(trained, dataset, config.data.val.source)
-    mesh = make_mesh(space=config.parallel.space)
-    connect_processes(mesh)
-    detect_step = compile_detect_step(trained.model, config, mesh)
-    params, batch_stats = put_whole((trained.params, trained.batch_stats), replicated(mesh))
-    return evaluate_set(detect_step, params, batch_stats, dataset, config.data, config.train.eval_batch_size, mesh)
-
-
 def describe(evaluation: Evaluation, dataset: Dataset, analysis: Analysis | None = None) -> list[str]:
     """Return the table of metrics, or why there is none, and a note on what was left out."""
     intervals = None if analysis is None else (analysis.intervals, [ap.interval for ap in analysis.class_ap])
     table = format_table(evaluation.metrics, class_names(dataset.classes), intervals)
     texts = [table if dataset.has_annotations else "The file has no list 'annotations', so there is no AP."]
     return [*texts, evaluation.left_out] if evaluation.left_out else texts
-
-
-def check_classes(trained: TrainedModel, dataset: Dataset, source: str) -> None:
-    """Raise ConfigError if the data set has other classes than the checkpoint."""
-    if trained.classes != dataset.classes:
-        raise ConfigError(
-            f"{source} has the categories {list(class_names(dataset.classes))}, but the checkpoint was "
-            f"trained on {list(class_names(trained.classes))}; ids and names must agree."
-        )

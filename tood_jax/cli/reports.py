@@ -10,7 +10,8 @@ from tood_jax.data.dataset import Dataset
 from tood_jax.evaluation.evaluate import Evaluation
 from tood_jax.evaluation.matches import has_report_packages
 from tood_jax.report.analysis import Analysis
-from tood_jax.report.write import FILES, write_report
+from tood_jax.report.history import write_history
+from tood_jax.report.write import FILES, PAGE, write_report
 from tood_jax.untrusted.printable import printable
 
 
@@ -29,6 +30,19 @@ def check_report_folder(folder: Path) -> None:
                 f"{printable(folder / name)} was changed or not written by a report, which would replace it: name "
                 "another folder with --report_out, or set --report=False."
             )
+
+
+def write_reports(
+    config: Config, step: int, evaluation: Evaluation, dataset: Dataset, is_last: bool, log: Callable[[str], object]
+) -> None:
+    """Write results.csv and results.png into the folder of a run, and after the last evaluation its report."""
+    run = Path(config.workdir)
+    write_history(run)
+    if is_last and dataset.has_annotations:
+        folder = report_folder(run, step)
+        check_report_folder(folder)
+        if make_report(folder, evaluation, dataset, config, step, log):
+            log(f"Report: {folder / PAGE}")
 
 
 def make_report(

@@ -123,8 +123,7 @@ def loss_maps(
 ) -> tuple[LossMaps, Assignment, Targets, LossTerms]:
     """Return the losses of each prediction, and the assignment and targets behind them.
 
-    Args:
-        pred, in_tal_phase, divisors: as in `losses_and_targets`.
+    Arguments are those of `losses_and_targets`.
     """
     locations = batch_locations(batch, config)
 

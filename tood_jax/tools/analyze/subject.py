@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tood_jax.api import TrainedModel, load_trained_model
+from tood_jax.api.evaluation import check_classes
 from tood_jax.checkpoint.store import Checkpoint
-from tood_jax.cli.evaluate import check_classes
 from tood_jax.config import Config, SplitConfig
 from tood_jax.data.dataset import Dataset
 from tood_jax.data.errors import DataError

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from tood_jax.api import load_trained_model
+from tood_jax.api.evaluation import check_classes
 from tood_jax.cli.common import parse_with_checkpoint, report_errors, use_compilation_cache
-from tood_jax.cli.evaluate import check_classes
 from tood_jax.cli.outputs import check_output_file
 from tood_jax.cli.tables import format_table
 from tood_jax.config import ConfigError

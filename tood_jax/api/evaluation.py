@@ -1,0 +1,65 @@
+"""Evaluate a trained detector on a data set."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from tood_jax.api.detector import TrainedModel, load_trained_model, open_with_config
+from tood_jax.checkpoint.store import Checkpoint
+from tood_jax.config import Config, ConfigError, SplitConfig
+from tood_jax.data.dataset import Dataset, class_names
+from tood_jax.data.load_dataset import load_dataset
+from tood_jax.distributed.host_sync import is_primary
+from tood_jax.distributed.process_group import connect_processes
+from tood_jax.distributed.sharding import make_mesh, put_whole, replicated
+from tood_jax.evaluation.evaluate import Evaluation, evaluate_set
+from tood_jax.evaluation.predict import compile_detect_step
+
+
+def evaluate(
+    checkpoint: str | Path, split: SplitConfig | None = None, step: int | Literal["best", "latest"] = "best"
+) -> Evaluation:
+    """Evaluate a trained detector on all devices.
+
+    Args:
+        checkpoint: as for `load`.
+        split: the data set, for example `SplitConfig("val", "val.json")`; by default the val split of the config.
+        step: as for `load`.
+
+    Returns:
+        COCO's metrics (`.metrics.AP`, 0–1), the detections of each image, and the same as COCO results.
+
+    Raises:
+        CheckpointError: as for `load`.
+        ConfigError: the data set has other classes than the checkpoint.
+        DataError: the data cannot be read.
+    """
+    opened, config = open_with_config(checkpoint, step)
+    if split is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, val=split))
+    dataset = load_dataset(config.data.val, config.data.broken_images, for_evaluation=is_primary())
+    return evaluate_checkpoint(opened, dataset, config)
+
+
+def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Evaluation:
+    """Detect in every image of the data set with the weights of a checkpoint, on all devices.
+
+    Raises:
+        ConfigError: the checkpoint was trained on other classes.
+    """
+    trained = load_trained_model(checkpoint, config)
+    check_classes(trained, dataset, config.data.val.source)
+    mesh = make_mesh(space=config.parallel.space)
+    connect_processes(mesh)
+    detect_step = compile_detect_step(trained.model, config, mesh)
+    params, batch_stats = put_whole((trained.params, trained.batch_stats), replicated(mesh))
+    return evaluate_set(detect_step, params, batch_stats, dataset, config.data, config.train.eval_batch_size, mesh)
+
+
+def check_classes(trained: TrainedModel, dataset: Dataset, source: str) -> None:
+    """Raise ConfigError if the data set has other classes than the checkpoint."""
+    if trained.classes != dataset.classes:
+        raise ConfigError(
+            f"{source} has the categories {list(class_names(dataset.classes))}, but the checkpoint was "
+            f"trained on {list(class_names(trained.classes))}; ids and names must agree."
+        )
