@@ -58,6 +58,12 @@ def violations(package: str, modules: set[str]) -> list[str]:
     return found
 
 
+def test_test_files_have_different_names():
+    """pytest imports a test file by its bare name where its folder is no package."""
+    names = [file.name for file in Path(__file__).parent.rglob("test_*.py")]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 
 
