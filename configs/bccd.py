@@ -28,5 +28,4 @@ def config() -> Config:
             vertical_flip_probability=0.5,  # blood cells have no up
             max_objects=60,
         ),
-        optimizer=replace(base.optimizer, learning_rate=0.02),
     )

@@ -21,7 +21,7 @@ def config() -> Config:
     return replace(
         base,
         name="demo",
-        assigner=AssignerConfig(warmup_epochs=4),
+        assigner=AssignerConfig(warmup_epochs=2),
         data=DataConfig(
             train=SplitConfig("build/demo_data/train", "build/demo_data/annotations/instances_train.json"),
             val=SplitConfig("build/demo_data/val", "build/demo_data/annotations/instances_val.json"),
@@ -33,12 +33,12 @@ def config() -> Config:
             vertical_flip_probability=0.5,  # the shapes are drawn at any angle
             max_objects=10,
         ),
-        optimizer=replace(base.optimizer, learning_rate=0.02, warmup_steps=100),
+        optimizer=replace(base.optimizer, warmup_steps=100),
         train=TrainConfig(
-            epochs=36,
+            epochs=18,
             batch_size=4,
             eval_batch_size=16,
-            eval_every_epochs=12,
+            eval_every_epochs=9,
             checkpoint_every_steps=1000,
             log_every_steps=100,
         ),

@@ -11,7 +11,7 @@ OURS, MMDETECTION = "tood_jax", "mmdetection"
 
 
 def small_tood() -> Config:
-    """Return configs/bccd.py without the rescue of lost objects and the moving average, at one size and a lower rate.
+    """Return configs/bccd.py with SGD, without the rescue of lost objects and the moving average, at one size.
 
     At one size of image both sides pad to the same canvas, so BatchNorm's statistics are over the same locations.
     """
@@ -20,7 +20,7 @@ def small_tood() -> Config:
         base,
         assigner=replace(base.assigner, warmup_epochs=8, rescue_iou=0.0),
         data=replace(_published_filters(base), max_long_side=352, vertical_flip_probability=0.5),
-        optimizer=replace(base.optimizer, learning_rate=0.01, ema_decay=None),
+        optimizer=replace(base.optimizer, kind="sgd", learning_rate=0.01, weight_decay=1e-4, ema_decay=None),
         train=replace(base.train, epochs=40),
     )
 

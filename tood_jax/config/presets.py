@@ -91,8 +91,10 @@ def small_set() -> Config:
             max_objects=100,
         ),
         optimizer=OptimizerConfig(
-            learning_rate=0.01,
+            kind="adamw",
+            learning_rate=0.001,
             learning_rate_batch=4,
+            weight_decay=0.05,
             schedule="cosine",
             warmup_steps=200,
             clip_norm=10.0,
