@@ -13,7 +13,7 @@ help:  ## what there is
 env:  ## the environment in .venv
 	@scripts/setup_env.sh
 
-demo: env  ## generate images, train a small TOOD on them, evaluate, draw (6 to 15 minutes on two cores)
+demo: env  ## generate images, train a small TOOD on them, evaluate, draw (4 to 9 minutes on two cores)
 	@$(PY) -m tood_jax.data.synthetic --out $(DEMO_DATA) --min-side 24
 	@$(PY) train.py --config configs/demo.py
 	@$(PY) eval.py --checkpoint runs/demo

@@ -5,9 +5,9 @@
 
 Needs: the generated set in build/demo_data, which `make demo` makes:
     python -m tood_jax.data.synthetic --out build/demo_data --min-side 24
-Time: 6 to 15 minutes in all on two AMD EPYC cores (without a GPU), nearly all of it training.
-Score: AP 74.6 to 80.4, AP50 94.3 to 96.5 on its 100 held-out images (four runs whose code sums in another order;
-scripts/check_demo.py reprints them after `make demo`).
+Time: 4 to 9 minutes in all on two AMD EPYC cores (without a GPU), nearly all of it training.
+Score: AP 78.6, AP50 96.2 on its 100 held-out images (reports/2026-12/small_sets.md; scripts/check_demo.py reprints it
+after `make demo`).
 """
 
 from dataclasses import replace

@@ -38,7 +38,11 @@ def tiny_config(data: Path, workdir: Path, **train) -> Config:
             max_objects=8,
         ),
         optimizer=OptimizerConfig(
-            learning_rate=0.02, learning_rate_batch=4, warmup_steps=2, step_epochs=(2,), ema_decay=0.9
+            learning_rate=0.02,
+            learning_rate_batch=4,
+            warmup_steps=2,
+            step_epochs=(2,) if train.get("epochs", 3) > 2 else (),
+            ema_decay=0.9,
         ),
         train=TrainConfig(
             **{

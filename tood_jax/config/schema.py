@@ -250,7 +250,8 @@ class OptimizerConfig:
     """The optimizer and its schedule."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
-    """sgd: with momentum, as published; adamw: needs a far lower learning rate (1e-4, say) and more weight decay."""
+    """sgd: with momentum, as published; adamw: needs a lower learning rate and more weight decay (0.001 and 0.05 in
+    configs/small_set.py)."""
     learning_rate: Annotated[float, Range(0, 1_000_000, above=True)] = 0.01
     """Peak learning rate for a global batch of `learning_rate_batch` images; scaled linearly to the actual batch."""
     learning_rate_batch: Annotated[int, Range(1, 1_000_000)] = 16
