@@ -2,7 +2,7 @@
 
 import glob
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import tyro
 
 from tood_jax.cli.command_line import refuse_repeated_options
 from tood_jax.cli.tables import format_table
-from tood_jax.untrusted.bounded_json import JsonError, as_integer, as_number, as_text, parse_json
+from tood_jax.run_log.metrics_rows import read_metrics_rows
+from tood_jax.untrusted.bounded_json import JsonError, as_number, as_text, parse_json
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.regular_files import read_regular
 from tood_jax.untrusted.terminal import end_quietly_when_closed, print_line, print_warning
@@ -19,7 +20,6 @@ from tood_jax.untrusted.terminal import end_quietly_when_closed, print_line, pri
 PROG = "tood runs"
 HEADER = ("run", "config", "step", "AP", "at step", "best AP", "checkpoints")
 _MAX_CONFIG_BYTES = 16 << 20
-_MAX_LOG_BYTES = 4 << 30
 
 
 class RunError(ValueError):
@@ -74,7 +74,7 @@ def _describe(folder: Path) -> tuple[str, ...]:
         raise RunError("not a run: it has no config.json, metrics.jsonl or checkpoints")
     about = _read_about(folder, steps[-1]) if steps and not config.exists() else {}
     name = _name(_read_json(config) if config.exists() else about.get("config"))
-    rows = list(_read_rows(log)) if log.exists() else []
+    rows = [(step, _ap(row)) for step, row in read_metrics_rows(log)] if log.exists() else []
     if log.exists() and not rows:
         raise RunError("metrics.jsonl has no line that can be read")
     step = max([*(step for step, _ in rows[-1:]), *steps[-1:]], default=None)
@@ -115,16 +115,9 @@ def _name(config: Any) -> str:
     return printable(name, 60)
 
 
-def _read_rows(log: Path) -> Iterator[tuple[int, float | None]]:
-    """Yield (step, AP of an evaluation or None) of each line; lines that a kill left incomplete are ignored."""
-    for line in read_regular(log, _MAX_LOG_BYTES).splitlines():
-        try:
-            row = parse_json(line, 1 << 24)
-        except JsonError:
-            continue
-        step = as_integer(row.get("step"), low=0) if isinstance(row, dict) else None
-        if step is not None:
-            yield step, as_number(row.get("AP")) if row.get("kind") == "eval" else None
+def _ap(row: dict[str, Any]) -> float | None:
+    """Return AP of a row of an evaluation; None for another row."""
+    return as_number(row.get("AP")) if row.get("kind") == "eval" else None
 
 
 def _cell(value: int | None) -> str:

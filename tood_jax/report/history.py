@@ -9,11 +9,10 @@ from tood_jax.evaluation.coco_ap import CocoMetrics
 from tood_jax.evaluation.matches import has_report_packages
 from tood_jax.files import write_atomically
 from tood_jax.report.figures import draw_history
-from tood_jax.untrusted.bounded_json import JsonError, as_integer, as_number, parse_json
-from tood_jax.untrusted.regular_files import read_regular
+from tood_jax.run_log.metrics_rows import read_metrics_rows
+from tood_jax.untrusted.bounded_json import as_number
 
 TABLE, FIGURE = "results.csv", "results.png"
-_MAX_LOG_BYTES = 4 << 30
 _METRICS = tuple(name for name in CocoMetrics.__dataclass_fields__ if name != "class_ap")
 _LOSSES = ("train_loss", "loss", "loss_cls", "loss_box", "loss_quality", "loss_distribution")
 
@@ -42,14 +41,7 @@ def read_evaluations(log: Path) -> list[dict[str, Any]]:
     """
     rows: dict[int, dict[str, Any]] = {}
     train_loss = None
-    for line in read_regular(log, _MAX_LOG_BYTES).splitlines():
-        try:
-            row = parse_json(line, 1 << 24)
-        except JsonError:
-            continue
-        step = as_integer(row.get("step"), low=0) if isinstance(row, dict) else None
-        if step is None:
-            continue
+    for step, row in read_metrics_rows(log):
         if row.get("kind") == "eval":
             numbers = {name: as_number(row.get(name)) for name in (*_METRICS, *_LOSSES)}
             rows[step] = {"step": step, **numbers, "train_loss": train_loss}
