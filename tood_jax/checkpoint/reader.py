@@ -32,6 +32,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint is missing, or does not fit the run or the model."""
 
 
+class OtherLeavesError(CheckpointError):
+    """The arrays of a checkpoint are not those of the model or the optimizer; the message lists the differences."""
+
+
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint is damaged: truncated, incomplete or with a wrong checksum."""
 
@@ -147,7 +151,7 @@ def _this_process_only() -> ocp.options.MultiprocessingOptions:
 
 
 def check_same_leaves(leaves: Table, expected: Mapping[str, Any], where: str) -> None:
-    """Raise one CheckpointError that lists every missing leaf, every unexpected one, and every other shape or dtype."""
+    """Raise one OtherLeavesError that lists every missing leaf, every unexpected one, every other shape or dtype."""
     lines = [
         f"  missing in the checkpoint: {name} {_format(leaf)}" for name, leaf in expected.items() if name not in leaves
     ]
@@ -161,7 +165,7 @@ def check_same_leaves(leaves: Table, expected: Mapping[str, Any], where: str) ->
         if stored != own:
             lines.append(f"  different: {name} is {stored} in the checkpoint, {own} in this run")
     if lines:
-        raise CheckpointError(
+        raise OtherLeavesError(
             f"{where} was made by another architecture or another optimizer; {len(lines)} leaves differ:\n"
             + "\n".join(lines)
         )

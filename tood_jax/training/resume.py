@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from tood_jax.checkpoint.checksums import crc32_all
+from tood_jax.checkpoint.reader import OtherLeavesError
 from tood_jax.checkpoint.store import CheckpointStore
 from tood_jax.config import Config, ConfigError, from_dict, to_dict
 from tood_jax.distributed.sharding import put_whole
@@ -20,7 +22,9 @@ from tood_jax.training.consistency import check_same_everywhere
 from tood_jax.training.state import TrainState, init_state
 from tood_jax.training.train_step import train_state_shardings
 from tood_jax.types import Tree
+from tood_jax.untrusted.printable import printable
 
+_WITH_ARRAYS = ("backbone", "neck", "head", "optimizer")  # groups of the config that decide which arrays there are
 StartFrom = Callable[[Tree, Tree], tuple[Tree, Tree]]  # random (params, batch_stats) to those that a run begins with
 
 
@@ -60,7 +64,16 @@ def restore_or_init(
         log.info("--init_from is not used: this run goes on from its own checkpoint.")
     shapes = jax.eval_shape(init)
     abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
-    state, about = store.restore(abstract, check=check)
+    found: dict[str, Any] = {}
+
+    def keep_and_check(about: dict[str, Any]) -> None:
+        found.update(about)
+        check(about)
+
+    try:
+        state, about = store.restore(abstract, check=keep_and_check)
+    except OtherLeavesError as error:
+        raise _explained(error, found, config, store.folder) from None
     step = int(about["step"])
     log.resume_from(step, evaluated=about.get("metrics") is not None)
     log.info(f"Going on from step {step} of {store.folder}.")
@@ -70,6 +83,27 @@ def restore_or_init(
             "The config differs from that of the checkpoint in " + ", ".join(changed) + ": the present one is used."
         )
     return state, step, about
+
+
+def _explained(error: OtherLeavesError, about: dict[str, Any], config: Config, folder: Path) -> OtherLeavesError:
+    """Return an error that names the changed fields of the config in place of the list of arrays."""
+    stored, own = in_current_form(about.get("config") or {}), to_dict(config)
+    groups = [{group: tree.get(group, {}) for group in _WITH_ARRAYS} for tree in (stored, own)]
+    changed = [
+        f"{name} was {printable(_field(stored, name), 60)} and is {printable(_field(own, name), 60)}"
+        for name in changed_fields(groups[0], groups[1])
+    ]
+    if not changed:
+        return error
+    return OtherLeavesError(
+        f"the run in {printable(folder.parent)} can't go on with this config ({', '.join(changed)}): restore these "
+        "fields, or name another --train.workdir; --init_from takes the weights of the former run."
+    )
+
+
+def _field(config: dict[str, Any], name: str) -> Any:
+    group, _, field = name.partition(".")
+    return (config.get(group) or {}).get(field)
 
 
 def _checksum(*trees: Tree) -> str:
