@@ -144,5 +144,5 @@ def test_double_precision_has_almost_no_differences_and_the_exit_status_shows_th
 
 def test_missing_torch_is_one_sentence(monkeypatch):
     monkeypatch.setattr(compare_torch.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(compare_torch.ConfigError, match=r"needs PyTorch: pip install 'tood_jax\[torch\]'"):
+    with pytest.raises(compare_torch.ConfigError, match=r"needs PyTorch: pip install 'torch>=2.6'"):
         compare_torch.compare(ARGS, SMALL)
