@@ -73,7 +73,7 @@ def test_a_broken_transfer_is_resumed(hub, weights):
 
 
 def test_a_damaged_transfer_is_repeated_and_a_damaged_file_refused(hub, weights):
-    """The Hub tells the checksum of large files."""
+    """The Hub reports the checksum of large files."""
     damaged = weights[:-1] + b"\x01"
     hub.add("user/damaged", {"model.safetensors": weights})
     hub.objects[sha256(weights)] = damaged

@@ -102,7 +102,7 @@ def train(
             )
         if jax.process_count() == 1:  # several processes stop together, in the loop
             stop.check()
-        drawings = TargetDrawings(train_set, config, log)
+        drawings = TargetDrawings(model, train_set, config, plan.epoch_steps, log)
         outcome = run_training(
             config,
             model=model,

@@ -1,6 +1,8 @@
 """Drawings in the log of a run: detections beside annotations, and what training sees."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,10 +12,8 @@ from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.image_io import decode_image
 from tood_jax.distributed.sharding import make_mesh
 from tood_jax.evaluation.predict import ImageDetections
-from tood_jax.models.build import build_model
-from tood_jax.models.detector import canvas_pyramid
+from tood_jax.models.detector import Detector, canvas_pyramid
 from tood_jax.run_log.log import RunLog
-from tood_jax.training.plan import make_plan
 from tood_jax.training.seen_batch import batch_of_step, compile_assignment
 from tood_jax.training.state import TrainState
 from tood_jax.training.train_step import warmup_steps
@@ -37,9 +37,16 @@ class TargetDrawings:
     The network runs on one device and on these images alone, so norms have their statistics.
     """
 
+    model: Detector
     dataset: Dataset
     config: Config
+    epoch_steps: int
     log: RunLog
+
+    @cached_property
+    def _assign(self) -> Any:
+        """The program, which both phases use."""
+        return compile_assignment(self.model, self.config, make_mesh(jax.local_devices()[:1]))
 
     def __call__(self, state: TrainState, step: int) -> None:
         """Log the drawing of the update after `step`; an error in it never ends the run."""
@@ -50,18 +57,15 @@ class TargetDrawings:
             self.log.info(f"warning: the targets of step {step} can't be drawn ({reason})")
 
     def _draw(self, state: TrainState, step: int) -> np.ndarray:
-        config, mesh = self.config, make_mesh(jax.local_devices()[:1])
         weights = [
             jax.tree.map(lambda x: np.asarray(x.addressable_data(0) if x.is_fully_replicated else x), tree)
             for tree in (state.params, state.batch_stats)
         ]
-        rows = batch_of_step(self.dataset, config, step)
+        rows = batch_of_step(self.dataset, self.config, step)
         batch = jax.tree.map(lambda x: x[:DRAWN_IMAGES], rows)
-        model = build_model(config, len(self.dataset.classes))
-        epoch_steps = make_plan(config, len(self.dataset.images)).epoch_steps
-        in_tal_phase = np.asarray(step >= warmup_steps(config, epoch_steps))
-        assignment = jax.device_get(compile_assignment(model, config, mesh)(*weights, batch, in_tal_phase))
-        pyramid = canvas_pyramid(batch, config.head.anchors_per_location)
+        in_tal_phase = np.asarray(step >= warmup_steps(self.config, self.epoch_steps))
+        assignment = jax.device_get(self._assign(*weights, batch, in_tal_phase))
+        pyramid = canvas_pyramid(batch, self.config.head.anchors_per_location)
         return draw_targets(batch, assignment, pyramid, class_names(self.dataset.classes))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from tood_jax.checkpoint.store import open_checkpoint
-from tood_jax.cli.command_line import refuse_repeated_options
+from tood_jax.cli.command_line import parse_without_config
 from tood_jax.cli.common import config_of, parse_step, report_errors
 from tood_jax.cli.tables import format_table
 from tood_jax.config import ConfigError
@@ -43,12 +43,11 @@ class Args:
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Print the comparison."""
     argv = sys.argv[1:] if argv is None else argv
-    refuse_repeated_options(argv, prog)
     description = "Compare two runs, or two files of COCO results: is B better than A, overall and for each class?"
     if any(word.startswith("--config") for word in argv):
         print_warning(f"{prog}: give two runs or two files of COCO results{_FORMER_USE}")
         raise SystemExit(2)
-    args = tyro.cli(Args, args=argv, prog=prog, description=description, use_underscores=True)
+    args = parse_without_config(Args, argv, prog=prog, description=description)
     with report_errors(prog):
         if len(args.sources) != 2:
             raise ConfigError(f"name A and B, two runs or two files of COCO results{_FORMER_USE}")

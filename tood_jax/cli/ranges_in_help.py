@@ -11,7 +11,7 @@ from tood_jax.config.ranges import Range
 
 
 def with_ranges(config: Any) -> Any:
-    """Return a config of the same values whose types tell tyro to print the range of a field beside its default.
+    """Return a config of the same values whose types make tyro print the range of a field beside its default.
 
     Each type is derived from the config's own, where tyro finds the docstrings of the fields.
     """

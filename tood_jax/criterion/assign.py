@@ -24,6 +24,7 @@ from tood_jax.assigners.rescue import add_rescued
 from tood_jax.assigners.simota import assign_simota_batch
 from tood_jax.assigners.task_aligned import assign_task_aligned_batch
 from tood_jax.config import Config, LossConfig
+from tood_jax.distributed.mesh import map_per_device
 from tood_jax.geometry.box_coder import BoxCoder
 from tood_jax.geometry.locations import Pyramid, locations_in_image
 from tood_jax.losses.classification import focal_loss
@@ -69,6 +70,16 @@ def assign(pred: Predictions, batch: Batch, locations: Locations, in_tal_phase: 
     if config.assigner.kind == "task_aligned":
         return lax.stop_gradient(lax.cond(in_tal_phase, run, partial(_warm_up, *arguments)))
     return lax.stop_gradient(run())
+
+
+def assign_on_devices(pred: Predictions, batch: Batch, in_tal_phase: Any, config: Config) -> Assignment:
+    """Return the assignment of a batch, computed for each image where it lies; arguments are those of `assign`."""
+
+    def assign_images(pred, batch, in_tal_phase):
+        return assign(pred, batch, batch_locations(batch, config), in_tal_phase[0], config)
+
+    phase = jnp.broadcast_to(jnp.asarray(in_tal_phase), len(batch.images))
+    return map_per_device(assign_images)(lax.stop_gradient(pred), batch, phase)
 
 
 def _task_aligned(pred: Predictions, batch: Batch, locations: Locations, config: Config) -> Assignment:

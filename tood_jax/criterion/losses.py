@@ -19,9 +19,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from tood_jax.config import Config, LossConfig
-from tood_jax.criterion.assign import Locations, assign, batch_locations
+from tood_jax.criterion.assign import Locations, assign_on_devices, batch_locations
 from tood_jax.criterion.targets import SAFE_BOX, Targets, make_targets
-from tood_jax.distributed.mesh import map_per_device
 from tood_jax.losses.classification import focal_loss, quality_focal_loss
 from tood_jax.losses.regression import distribution_focal_loss, giou_loss, smooth_l1_loss
 from tood_jax.types import Assignment, Batch, Predictions
@@ -126,12 +125,7 @@ def loss_maps(
     Arguments are those of `losses_and_targets`.
     """
     locations = batch_locations(batch, config)
-
-    def assign_images(pred, batch, in_tal_phase):
-        return assign(pred, batch, batch_locations(batch, config), in_tal_phase[0], config)
-
-    phase = jnp.broadcast_to(jnp.asarray(in_tal_phase), len(batch.images))
-    assignment = map_per_device(assign_images)(lax.stop_gradient(pred), batch, phase)
+    assignment = assign_on_devices(pred, batch, in_tal_phase, config)
     targets = make_targets(pred, batch, locations, assignment)
     if config.assigner.kind == "task_aligned":
         composed, warm_up = (

@@ -131,7 +131,7 @@ def local_copy(path: Any, size: int | None = None, refresh: bool = False) -> Pat
     if not refresh and copy.is_file() and copy.stat().st_size == expected:
         return copy
     folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive_lock(folder / f".{path.name}.lock"):
+    with exclusive_lock(folder / f".{path.name}.lock"):
         if refresh or not (copy.is_file() and copy.stat().st_size == expected):  # another process may have made it
             _copy_object(path, copy, expected)
     return copy
@@ -159,7 +159,7 @@ def _copy_object(path: Any, copy: Path, expected: int) -> None:
 
 
 @contextmanager
-def _exclusive_lock(file: Path) -> Iterator[None]:
+def exclusive_lock(file: Path) -> Iterator[None]:
     """Hold a lock among the processes of this machine; the system releases it when a process dies.
 
     On a file system without locks, processes do not wait for each other.

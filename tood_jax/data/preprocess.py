@@ -138,10 +138,12 @@ def write_sample(batch: Batch, row: int, sample: Sample, image_index: int) -> in
     return excess
 
 
-def to_canvas(image: np.ndarray, data: DataConfig) -> tuple[tuple[int, int], Sample]:
-    """Return the (height, width) of the canvas of an image without objects, and the image at its size on it."""
+def to_canvas(
+    image: np.ndarray, data: DataConfig, boxes: np.ndarray = _NO_BOXES, labels: np.ndarray = _NO_LABELS
+) -> tuple[tuple[int, int], Sample]:
+    """Return the (height, width) of the canvas of an image in evaluation, and the image at its size on it."""
     canvas, size = choose_canvas(image.shape[:2], data.eval_short_side, data.max_long_side, canvases(data))
-    return canvas, preprocess(image, size)
+    return canvas, preprocess(image, size, boxes=boxes, labels=labels)
 
 
 def batch_by_canvas(samples: Iterable[tuple[int, tuple[int, int], Sample]], rows: int) -> Iterator[Batch]:
@@ -161,6 +163,15 @@ def batch_by_canvas(samples: Iterable[tuple[int, tuple[int, int], Sample]], rows
     yield from (batch for batch, _ in incomplete.values())
 
 
-def single_image_batch(image: np.ndarray, data: DataConfig, image_index: int = 0) -> Batch:
-    """Return a batch of one image without objects, as evaluation would bring it to its canvas."""
-    return next(batch_by_canvas([(image_index, *to_canvas(image, data))], rows=1))
+def single_image_batch(
+    image: np.ndarray,
+    data: DataConfig,
+    image_index: int = 0,
+    boxes: np.ndarray = _NO_BOXES,
+    labels: np.ndarray = _NO_LABELS,
+) -> Batch:
+    """Return a batch of one image and its objects, as evaluation would bring it to its canvas."""
+    canvas, sample = to_canvas(image, data, boxes, labels)
+    batch = empty_batch(1, canvas, max_objects=max(1, len(labels)))
+    write_sample(batch, 0, sample, image_index)
+    return batch

@@ -21,7 +21,7 @@ from tood_jax.evaluation.alignment import confidences, original_boxes
 from tood_jax.evaluation.matching import match_detections
 from tood_jax.geometry.boxes import aligned_iou, pairwise_iou
 from tood_jax.geometry.locations import locations_in_image
-from tood_jax.models.detector import canvas_pyramid
+from tood_jax.models.detector import canvas_pyramid, detection_inputs
 from tood_jax.postprocess import Candidates, image_candidates, nms
 from tood_jax.types import Batch, Predictions
 
@@ -88,7 +88,6 @@ def batch_candidates(pred: Predictions, batch: Batch, config: Config) -> Candida
     """Return what NMS receives of each image of a batch, by the options of `config.detect`."""
     pyramid = canvas_pyramid(batch, config.head.anchors_per_location)
     options = config.detect
-    quality = None if pred.quality is None else jax.nn.sigmoid(pred.quality)
     return jax.vmap(
         lambda *image: image_candidates(
             *image,
@@ -99,14 +98,7 @@ def batch_candidates(pred: Predictions, batch: Batch, config: Config) -> Candida
             clip_margin=options.clip_margin,
             geometric_mean=options.quality_fusion == "geometric_mean",
         )
-    )(
-        pred.scores,
-        pred.boxes * pyramid.strides[:, None],
-        locations_in_image(pyramid, batch.sizes),
-        batch.sizes,
-        batch.scales,
-        quality,
-    )
+    )(*detection_inputs(pred, batch, pyramid))
 
 
 def diagnose_image(
@@ -131,21 +123,9 @@ def diagnose_image(
         found: what NMS receives.
     """
     selection, scores = jnp.nan_to_num(selection, nan=0), jnp.nan_to_num(scores, nan=0)
-    keep = nms(found.boxes, found.scores, found.labels, iou_threshold=nms_iou, max_detections=max_detections)
-    is_kept = keep >= 0
-    kept_boxes, kept_labels = found.boxes[keep], jnp.where(is_kept, found.labels[keep], -1)
+    keep, kept_boxes, kept_labels, rank, suppressor, stage = follow_candidates(found, nms_iou, max_detections)
     matches = match_detections(kept_boxes, kept_labels, gt_boxes, gt_labels, gt_mask, MATCH_IOU)
-    # The first kept box that suppresses each candidate, K where there is none; a kept box is not suppressed.
-    overlaps = pairwise_iou(kept_boxes, found.boxes) > nms_iou  # [K, S]
-    overlaps &= (kept_labels[:, None] == found.labels) & is_kept[:, None]
-    rank = jnp.full(len(found.scores) + 1, max_detections).at[jnp.where(is_kept, keep, -1)].set(jnp.arange(len(keep)))
-    rank = rank[:-1]  # of a candidate among the detections; max_detections where it is none
-    suppressor = jnp.where(overlaps.any(axis=0), overlaps.argmax(axis=0), max_detections)
     is_candidate = found.scores > 0
-    detected = is_candidate & (rank < max_detections)
-    suppressed = is_candidate & ~detected & (suppressor < max_detections)
-    stage = jnp.where(detected, OTHER_OBJECT, jnp.where(suppressed, SUPPRESSED, BEYOND_MAX))
-    stage = jnp.where(is_candidate, stage, -1)
 
     def one(m, gt_box, label, is_object) -> Diagnosis:
         iou = jnp.where(valid, jnp.nan_to_num(aligned_iou(boxes, gt_box), nan=-1), -1)
@@ -191,6 +171,32 @@ def diagnose_image(
         )
 
     return jax.lax.map(lambda gt: one(*gt), (jnp.arange(len(gt_boxes)), gt_boxes, gt_labels, gt_mask), batch_size=16)
+
+
+class Followed(NamedTuple):
+    """How far the candidates of an image came."""
+
+    keep: Int[Array, " k"]  # candidates that are detections, best first; -1 for padding
+    boxes: Float[Array, "k 4"]  # of the detections
+    labels: Int[Array, " k"]  # of the detections; -1 for padding
+    rank: Int[Array, " s"]  # of a candidate among the detections; K where it is none
+    suppressor: Int[Array, " s"]  # rank of the first detection that suppresses a candidate; K where there is none
+    stage: Int[Array, " s"]  # SUPPRESSED, BEYOND_MAX or, of a detection, OTHER_OBJECT; -1 for padding
+
+
+def follow_candidates(found: Candidates, nms_iou: float, max_detections: int) -> Followed:
+    """Follow the candidates of one image through NMS and the choice of the best K."""
+    keep = nms(found.boxes, found.scores, found.labels, iou_threshold=nms_iou, max_detections=max_detections)
+    is_kept = keep >= 0
+    boxes, labels = found.boxes[keep], jnp.where(is_kept, found.labels[keep], -1)
+    overlaps = pairwise_iou(boxes, found.boxes) > nms_iou  # [K, S]
+    overlaps &= (labels[:, None] == found.labels) & is_kept[:, None]
+    rank = jnp.full(len(found.scores) + 1, max_detections).at[jnp.where(is_kept, keep, -1)].set(jnp.arange(len(keep)))
+    rank = rank[:-1]  # the last one stands for the padding of `keep`
+    suppressor = jnp.where(overlaps.any(axis=0), overlaps.argmax(axis=0), max_detections)
+    stage = jnp.where(suppressor < max_detections, SUPPRESSED, BEYOND_MAX)
+    stage = jnp.where(rank < max_detections, OTHER_OBJECT, stage)
+    return Followed(keep, boxes, labels, rank, suppressor, jnp.where(found.scores > 0, stage, -1))
 
 
 class Setting(NamedTuple):

@@ -4,6 +4,8 @@ Axes: B images · N predictions of all levels · C classes. Boxes are xyxy in ca
 The loss of the predictions is in `criterion/`.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
@@ -86,17 +88,24 @@ def canvas_pyramid(batch: Batch, per_location: int = 1) -> Pyramid:
     return make_pyramid(height, width, per_location)
 
 
-def detections(pred: Predictions, batch: Batch, config: Config) -> Detections:
-    """Return the detections of a batch, in pixels of the original images."""
-    pyramid = canvas_pyramid(batch, config.head.anchors_per_location)
-    options = config.detect
-    return detect(
+def detection_inputs(pred: Predictions, batch: Batch, pyramid: Pyramid) -> tuple[Any, ...]:
+    """Return the arrays that `detect` takes: scores, boxes in pixels, valid locations, sizes, scales and quality."""
+    return (
         pred.scores,
         pred.boxes * pyramid.strides[:, None],
         locations_in_image(pyramid, batch.sizes),
         batch.sizes,
         batch.scales,
         None if pred.quality is None else nn.sigmoid(pred.quality),
+    )
+
+
+def detections(pred: Predictions, batch: Batch, config: Config) -> Detections:
+    """Return the detections of a batch, in pixels of the original images."""
+    pyramid = canvas_pyramid(batch, config.head.anchors_per_location)
+    options = config.detect
+    return detect(
+        *detection_inputs(pred, batch, pyramid),
         level_slices=pyramid.level_slices,
         score_threshold=options.score_threshold,
         candidates_per_level=options.candidates_per_level,

@@ -28,12 +28,12 @@ from tood_jax.criterion.losses import LossMaps, loss_maps, loss_parts
 from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import filter_for_training, load_dataset
 from tood_jax.distributed.sharding import make_mesh
-from tood_jax.models.detector import canvas_pyramid, normalize_images
+from tood_jax.models.detector import canvas_pyramid
 from tood_jax.training.plan import Plan, make_plan
 from tood_jax.training.run_description import RunDescription
 from tood_jax.training.seen_batch import batch_of_step
 from tood_jax.training.state import TrainState
-from tood_jax.training.train_step import step_gradients, warmup_steps
+from tood_jax.training.train_step import predict_in_training, step_gradients, warmup_steps
 from tood_jax.types import Assignment, Batch
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.terminal import print_line
@@ -160,9 +160,7 @@ def replay(trained: TrainedModel, config: Config, train_set: Dataset, step: int)
     def compute(params, batch_stats, batch, in_tal_phase):
         state = TrainState(jnp.asarray(step - 1), params, batch_stats, {}, {})
         gradients, losses, _, _ = step_gradients(trained.model, config, mesh, state, batch, in_tal_phase)
-        images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
-        variables = {"params": params, "batch_stats": batch_stats}
-        pred: Any = trained.model.apply(variables, images, True, batch.sizes, mutable=["batch_stats"])[0]
+        pred, _ = predict_in_training(trained.model, config, mesh, params, batch_stats, batch)
         maps, assignment, _, _ = loss_maps(pred, batch, in_tal_phase, config)
         return maps, assignment, losses.total, jax.tree.map(optax.tree.norm, gradients)
 

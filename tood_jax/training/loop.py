@@ -172,7 +172,7 @@ class _Run:
                     self.on_phase_start(stepper.state, self.step)
             save_step = plan.next_save(self.step)
             self._run_steps(min(step for step in (*phase_starts, save_step) if step > self.step) - self.step, pace)
-            if self.step in phase_starts and self.step < save_step and not stepper.reason:
+            if self.step < save_step and not stepper.reason:
                 continue
             if self.step < plan.total_steps and self.collapse.is_suspicious:
                 self.log.info(f"Step {self.step} is neither saved nor evaluated: it had almost nothing to learn.")

@@ -8,12 +8,12 @@ import jax
 from jax.sharding import Mesh, use_abstract_mesh
 
 from tood_jax.config import Config
-from tood_jax.criterion.assign import assign, batch_locations
+from tood_jax.criterion.assign import assign_on_devices
 from tood_jax.data.dataset import Dataset
 from tood_jax.data.loader import train_batches
-from tood_jax.distributed.mesh import map_per_device
 from tood_jax.distributed.sharding import batch_shardings, replicated
-from tood_jax.models.detector import Detector, normalize_images
+from tood_jax.models.detector import Detector
+from tood_jax.training.train_step import predict_in_training
 from tood_jax.types import Batch
 
 
@@ -41,15 +41,8 @@ def compile_assignment(model: Detector, config: Config, mesh: Mesh) -> Any:
     """
 
     def run(params, batch_stats, batch, in_tal_phase):
-        images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
-        variables = {"params": params, "batch_stats": batch_stats}
+        pred, _ = predict_in_training(model, config, mesh, params, batch_stats, batch)
         with use_abstract_mesh(mesh.abstract_mesh):
-            pred, _ = model.apply(variables, images, True, batch.sizes, mutable=["batch_stats"])
-
-            def assign_images(pred, batch, in_tal_phase):
-                return assign(pred, batch, batch_locations(batch, config), in_tal_phase[0], config)
-
-            phase = jax.numpy.broadcast_to(in_tal_phase, len(batch.images))
-            return map_per_device(assign_images)(pred, batch, phase)
+            return assign_on_devices(pred, batch, in_tal_phase, config)
 
     return jax.jit(run, in_shardings=(None, None, batch_shardings(mesh), None), out_shardings=replicated(mesh))

@@ -14,7 +14,7 @@ from tood_jax.distributed.compiler_options import compiler_options
 from tood_jax.distributed.sharding import batch_shardings, over_batch, replicated, state_shardings
 from tood_jax.models.detector import Detector, normalize_images
 from tood_jax.training.state import TrainState, state_shapes
-from tood_jax.types import Batch, Tree
+from tood_jax.types import Batch, Predictions, Tree
 
 Metrics = dict[str, jax.Array]
 
@@ -24,6 +24,18 @@ def warmup_steps(config: Config, steps_per_epoch: int) -> int:
     if config.assigner.kind != "task_aligned":
         return 0
     return round(config.assigner.warmup_epochs * steps_per_epoch)
+
+
+def predict_in_training(
+    model: Detector, config: Config, mesh: Mesh, params: Tree, batch_stats: Tree, batch: Batch
+) -> tuple[Predictions, Tree]:
+    """Return the predictions for a training batch, where norms may take its own statistics, and the new statistics."""
+    images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
+    variables = {"params": params, "batch_stats": batch_stats}
+    with use_abstract_mesh(mesh.abstract_mesh):
+        pred, updated = model.apply(variables, images, True, batch.sizes, mutable=["batch_stats"])
+        pred = lax.with_sharding_constraint(pred, over_batch(mesh))  # assignment looks at whole images
+    return pred, updated.get("batch_stats", batch_stats)
 
 
 def batch_losses(
@@ -40,13 +52,10 @@ def batch_losses(
 
     With `divisors`, the sums over a step, the batch is one part of that step.
     """
-    images = normalize_images(batch.images, batch.sizes, config.data.pixel_mean, config.data.pixel_std)
-    variables = {"params": params, "batch_stats": batch_stats}
+    pred, updated = predict_in_training(model, config, mesh, params, batch_stats, batch)
     with use_abstract_mesh(mesh.abstract_mesh):
-        pred, updated = model.apply(variables, images, True, batch.sizes, mutable=["batch_stats"])
-        pred = lax.with_sharding_constraint(pred, over_batch(mesh))  # assignment looks at whole images
         losses, summary = losses_and_targets(pred, batch, in_tal_phase, config, divisors)
-    return losses.total, (losses, summary, updated.get("batch_stats", batch_stats))
+    return losses.total, (losses, summary, updated)
 
 
 def step_gradients(model: Detector, config: Config, mesh: Mesh, state: TrainState, batch: Batch, in_tal_phase):

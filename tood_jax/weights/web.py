@@ -1,7 +1,5 @@
 """Files of web servers: downloaded once per machine, whole or not at all, and never run."""
 
-import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -9,10 +7,10 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from tood_jax.data.paths import cache_folder, exclusive_lock
 from tood_jax.untrusted.file_kinds import unexpected_kind
 from tood_jax.untrusted.printable import printable
 from tood_jax.weights.fetched import Fetched, check_sha256, sha256_of
@@ -28,11 +26,6 @@ class _BrokenTransferError(Exception):
     """A transfer that may succeed when it is repeated."""
 
 
-def cache_folder() -> Path:
-    """Return the folder of downloaded files: in $XDG_CACHE_HOME, or in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tood_jax" / "downloads"
-
-
 def fetch(address: str, sha256: str | None) -> Fetched:
     """Return the local copy of a file, which is downloaded unless the cache has it with this checksum.
 
@@ -44,11 +37,12 @@ def fetch(address: str, sha256: str | None) -> Fetched:
 
     Raises:
         WeightsError: in one sentence.
+        DataError: there is no home folder for the cache.
     """
     name = re.sub(r"[^\w.-]", "_", address.partition("?")[0].rpartition("/")[2])[-100:]
-    path = cache_folder() / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}"
+    path = cache_folder() / "downloads" / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(path.with_name(f"{path.name}.lock")):
+    with exclusive_lock(path.with_name(f"{path.name}.lock")):
         if path.is_file() and sha256 in (None, digest := sha256_of(path)):
             return Fetched(path, digest, address, f"from the cache {path}")
         part = path.with_name(f".{path.name}.part")
@@ -59,13 +53,6 @@ def fetch(address: str, sha256: str | None) -> Fetched:
         finally:
             part.unlink(missing_ok=True)
     return Fetched(path, digest, address, f"downloaded, {path.stat().st_size:,} bytes")
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _download(address: str, target: Path, *, is_checked: bool) -> None:

@@ -15,7 +15,7 @@ from tood_jax.data.dataset import AnnotatedImage, class_names
 from tood_jax.data.errors import DataError
 from tood_jax.data.image_io import decode_image
 from tood_jax.data.load_dataset import load_dataset
-from tood_jax.data.preprocess import canvases, choose_canvas, empty_batch, preprocess, single_image_batch, write_sample
+from tood_jax.data.preprocess import single_image_batch
 from tood_jax.files import write_atomically
 from tood_jax.tools.analyze.inner_maps import InnerMaps, inner_maps
 from tood_jax.tools.analyze.maps_figure import CREATOR, draw_maps
@@ -77,11 +77,7 @@ def annotated_batch(path: str, config: Config) -> Batch:
     record = _find_record(path, config)
     if record is None:
         return single_image_batch(pixels, config.data)
-    data = config.data
-    canvas, size = choose_canvas(pixels.shape[:2], data.eval_short_side, data.max_long_side, canvases(data))
-    batch = empty_batch(1, canvas, max_objects=max(1, len(record.labels)))
-    write_sample(batch, 0, preprocess(pixels, size, boxes=record.boxes, labels=record.labels), 0)
-    return batch
+    return single_image_batch(pixels, config.data, boxes=record.boxes, labels=record.labels)
 
 
 def _find_record(path: str, config: Config) -> AnnotatedImage | None:

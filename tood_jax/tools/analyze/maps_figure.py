@@ -12,7 +12,7 @@ from tood_jax.types import Batch
 
 CREATOR = "tood_jax analyze maps"  # in the metadata of the files
 SIDES = ("left", "top", "right", "bottom")
-_SIDE_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")  # told apart by colour-blind readers, too
+_SIDE_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")  # distinct for colour-blind readers, too
 _BEFORE, _AFTER, _OBJECT = "#ff8c1a", "#00e5ff", "#ffffff"
 _ARROWS = 60  # locations per level whose offsets are drawn, those of the best scores
 _SHOWN_BOXES = 10  # where the number of objects is not known
