@@ -110,23 +110,57 @@ def assert_close(found, expected, tolerance):
         assert np.abs(a - b).max() <= limit, jax.tree_util.keystr(path)
 
 
+def mean_error(found, exact):
+    """Root of the mean, over the arrays, of the squared error in shares of the array's norm."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True)
+    errors = [np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-9) for a, b in pairs]
+    return float(np.sqrt(np.mean(np.square(errors))))
+
+
 def images_of(sizes, seed=0):
     rng = np.random.default_rng(seed)
     return [np.float32(rng.standard_normal((height, width, 3))) for height, width in sizes]
 
 
-@pytest.mark.parametrize(("name", "precision"), [
-    ("packed", "float32"),
-    *[pytest.param(name, "float32", marks=pytest.mark.slow) for name in NETWORKS if name != "packed"],
-    pytest.param("t_head", "bfloat16", marks=pytest.mark.slow),
-])  # fmt: skip
-def test_a_larger_canvas_and_a_neighbour_change_nothing(monkeypatch, name, precision):
+@pytest.mark.parametrize(
+    "name", ["packed", *[pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name != "packed"]]
+)
+def test_a_larger_canvas_and_a_neighbour_change_nothing(monkeypatch, name):
     """Beside a third image, on a canvas of three times the area, against each image padded to a multiple of 32.
 
     The reference knows no areas: it is the network as published, on images that fill their canvas.
     """
-    monkeypatch.setitem(BLOCKS, 18, (1, 1, 1, 1))  # compiles in a third of the time
+    shorten_backbones(monkeypatch)
+    config, expected, found, on_large_canvas = on_both_canvases(name)
+    assert_close(found[1], expected[1], 1e-5)
+    assert_close(found[0], expected[0], 3e-5)
+
+    if name == "packed":  # with the padding computed like the image, everything changes: the test can fail
+        other = on_large_canvas(dataclasses.replace(config, model=ModelConfig("canvas")))
+        assert np.abs(other[1][0][0].scores - expected[1][0][0].scores).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_bfloat16_is_as_far_from_float32_on_a_larger_canvas(monkeypatch):
+    """Another canvas sums in another order, and bfloat16 rounds: single gradients differ by a tenth of their norm.
+
+    The error of all gradients against float32 is 0.18 on the images' own canvas, and 1.1 where padding counts.
+    """
+    shorten_backbones(monkeypatch)
+    _, exact, _, _ = on_both_canvases("t_head")
+    _, expected, found, _ = on_both_canvases("t_head", "bfloat16")
+    assert_close(found[1], expected[1], 0.05)
+    assert mean_error(found[0], exact[0]) <= 1.5 * mean_error(expected[0], exact[0])
+
+
+def shorten_backbones(monkeypatch):
+    """Compile in a third of the time."""
+    monkeypatch.setitem(BLOCKS, 18, (1, 1, 1, 1))
     monkeypatch.setitem(BLOCKS, 50, (1, 1, 1, 1))
+
+
+def on_both_canvases(name, precision="float32"):
+    """Return the config, gradients and predictions on OWN and on CANVAS, and a function from a config to the latter."""
     config, model, variables = network(name, precision)
     images = images_of(SIZES)
     rng = np.random.default_rng(1)
@@ -140,15 +174,11 @@ def test_a_larger_canvas_and_a_neighbour_change_nothing(monkeypatch, name, preci
         model, variables, on_canvas(images, OWN), None, noise, inside(config, OWN, SIZES), train
     )
     arguments = on_canvas(images + neighbours, CANVAS), jnp.asarray(sizes), noise, inside(config, CANVAS, sizes), train
-    found = predict_and_differentiate(model, variables, *arguments)
-    tolerance = 1e-5 if precision == "float32" else 0.05
-    assert_close(found[1], expected[1], tolerance)
-    assert_close(found[0], expected[0], 3 * tolerance)
 
-    if name == "packed":  # with the padding computed like the image, everything changes: the test can fail
-        as_canvas = build_model(dataclasses.replace(config, model=ModelConfig("canvas")), NUM_CLASSES, "cpu")
-        other = predict_and_differentiate(as_canvas, variables, *arguments)
-        assert np.abs(other[1][0][0].scores - expected[1][0][0].scores).max() > 1e-2
+    def on_large_canvas(config):
+        return predict_and_differentiate(build_model(config, NUM_CLASSES, "cpu"), variables, *arguments)
+
+    return config, expected, on_large_canvas(config), on_large_canvas
 
 
 SIDES = st.integers(1, 96)
