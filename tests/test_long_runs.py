@@ -263,7 +263,7 @@ def test_a_full_disk_at_a_start_names_the_path(data, tmp_path, monkeypatch, caps
     monkeypatch.setattr(os, "mkdir", fail_at(os.mkdir, 0))
     monkeypatch.setattr(os, "replace", fail_at(os.replace, 1))
     with pytest.raises(SystemExit) as end:
-        train.main(["--config", str(config), "--report=False"])
+        train.main(["--config", str(config), "--report=False", "--train.batch_size=8", "--train.eval_batch_size=8"])
     assert end.value.code == 75
     errors = capsys.readouterr().err
     assert f"No space left on device: '{target}': make room there; the same command goes on." in errors

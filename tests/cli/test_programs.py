@@ -322,12 +322,14 @@ def test_predict_names_the_thresholds_of_the_checkpoint(trained, capsys, tmp_pat
 def test_a_run_with_other_arrays_is_refused_by_the_names_of_the_fields(trained, capsys):
     _, run = trained
     words = ["--optimizer.kind=adamw", "--neck.channels=32"]
+    config = (run / "config.json").read_bytes()
     with pytest.raises(SystemExit) as end:
         train.main(["--config", str(run.parent / "tiny.json"), "--detect.score_threshold=0.001", *words])
     assert end.value.code == 1
     error = capsys.readouterr().err
     assert "can't go on with this config (neck.channels was 16 and is 32, optimizer.kind was sgd and is adamw)" in error
     assert len(error.strip().splitlines()) == 1
+    assert (run / "config.json").read_bytes() == config  # still the config of the run
 
 
 def test_python_programs_train_and_evaluate(trained):

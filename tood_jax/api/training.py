@@ -86,8 +86,6 @@ def train(
         if jax.process_count() > 1:
             check_same_everywhere(describe_process(config, train_set, val_set))
         remove_stale_files()
-        if is_primary():
-            _write_config(config, folder)
         mesh = make_mesh(devices, config.parallel.space)
         connect_processes(mesh)
         model = build_model(config, len(train_set.classes))
@@ -114,6 +112,7 @@ def train(
             watch=watch,
             start_from=start,
             val_set=val_set,
+            on_start=partial(_write_config, config, folder) if is_primary() else None,
             on_phase_start=drawings if config.train.draw_targets and is_primary() else None,
         )
         if not outcome.stopped:

@@ -69,6 +69,7 @@ def train(
     watch: Stopwatch | None = None,
     start_from: StartFrom | None = None,
     val_set: Dataset | None = None,
+    on_start: Callable[[], object] | None = None,
     on_phase_start: OnPhaseStart | None = None,
 ) -> Outcome:
     """Train to the end, or to a request to stop, from the newest checkpoint in the run's folder if there is one.
@@ -78,6 +79,7 @@ def train(
 
     Args:
         val_set: data set of `evaluate`, to be compared with the checkpoint's.
+        on_start: called when it is known that the run begins, or can be resumed with this config and these data.
         on_phase_start: called by the processes that have one; it must not wait for other processes.
 
     Raises:
@@ -105,6 +107,8 @@ def train(
     description = RunDescription(config, plan, splits, folder / "checkpoints")
     with CheckpointStore(folder / "checkpoints", config.train.keep_checkpoints, log.info) as store:
         state, step, about = restore_or_init(config, model, optimizer, mesh, store, log, start_from, description.check)
+        if on_start is not None:
+            on_start()
         if description.note:
             log.info(description.note)
         watch.started()
