@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from tood_jax.checkpoint.about_json import crc_of_json, parse_about
 from tood_jax.checkpoint.reader import (
     DamagedCheckpointError,
-    average_precision,
     nest,
     open_checkpoint,
     pack_about,
+    ranking_metric,
+    ranking_value,
     read_leaves,
 )
 from tood_jax.checkpoint.store import CheckpointStore
@@ -99,7 +100,7 @@ def test_a_changed_about_is_of_the_known_types_or_refused(record):
 
 def check_use(about, leaves):
     """What programs do with an about.json is possible."""
-    average_precision(about)
+    ranking_value(about, ranking_metric(about))
     changed_fields(about.get("config", {}), RECORD["about"]["config"])
     nest(leaves)
     assert all(np.dtype(leaf["dtype"]).itemsize for leaf in leaves.values())

@@ -125,7 +125,7 @@ def load(checkpoint: str | Path, step: int | Literal["best", "latest"] = "best")
     Args:
         checkpoint: the run's folder (runs/NAME), the folder of one step, or a model of `tood push`: its folder or
             hf://USER/REPO[@REVISION].
-        step: of a run, the number of a saved step; "latest"; or "best" by AP.
+        step: of a run, the number of a saved step; "latest"; or "best" by train.best.
 
     Raises:
         CheckpointError: there is no complete checkpoint, its arrays do not fit its config, or it can't be downloaded.

@@ -132,7 +132,9 @@ class Evaluator:
     plan: Plan
     write_reports: WriteReports | None
 
-    def __call__(self, state: TrainState, step: int, check: Callable[[], None]) -> dict[str, Any]:
+    def __call__(
+        self, state: TrainState, step: int, check: Callable[[], None], is_last: Callable[[dict[str, Any]], bool]
+    ) -> dict[str, Any]:
         """Return the metrics; `check`, which may raise Stopped, is called before each batch."""
 
         in_tal_phase = np.asarray(step >= warmup_steps(self.config, self.plan.epoch_steps))
@@ -169,16 +171,15 @@ class Evaluator:
             self.log.info("Note: there are detections, but none matches an object yet.")
         if is_primary():
             self._log_drawings(step, found[:DRAWN_IMAGES])
-            self._report(step, evaluation)
+            self._report(step, evaluation, is_last(metrics.to_dict()))
         best = {} if evaluation.thresholds is None else {"thresholds": evaluation.thresholds}
         return metrics.to_dict() | best
 
-    def _report(self, step: int, evaluation: Evaluation) -> None:
+    def _report(self, step: int, evaluation: Evaluation, is_last: bool) -> None:
         """Let the program write its reports; an error in them never ends the run."""
         if self.write_reports is None:
             return
         try:
-            is_last = step >= self.plan.total_steps
             self.write_reports(step, evaluation, self.dataset, is_last, self.log.info)
         except Exception as error:
             self.log.warn(f"the report of step {step} can't be written ({printable(error) or type(error).__name__})")

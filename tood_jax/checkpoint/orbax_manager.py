@@ -12,13 +12,13 @@ from tood_jax.distributed.fail_fast_barrier import FailFastBarrier
 
 
 def make_manager(
-    folder: Path, keep_latest: int, ap_of_steps: Mapping[int, float | None], barrier: FailFastBarrier | None
+    folder: Path, keep_latest: int, value_of_steps: Mapping[int, float | None], barrier: FailFastBarrier | None
 ) -> ocp.CheckpointManager:
     """Return a manager that keeps the newest checkpoints and the best one.
 
     Args:
         keep_latest: number of newest checkpoints to keep.
-        ap_of_steps: read at every save.
+        value_of_steps: read at every save.
         barrier: where many processes wait for each other; None in a run of one process.
     """
     newest = ocp.checkpoint_managers.LatestN(keep_latest)
@@ -31,7 +31,7 @@ def make_manager(
         folder,
         handler_registry=handlers,
         options=ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([newest, _Best(ap_of_steps)]),
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([newest, _Best(value_of_steps)]),
             lightweight_initialize=True,  # a damaged file of an old step must not stop the manager from starting
             create=False,
             async_options=ocp.AsyncOptions(barrier_sync_fn=barrier.wait) if barrier else None,
@@ -46,14 +46,14 @@ def save_args(state: Any, about: dict[str, Any]) -> ocp.args.Composite:
 
 
 class _Best(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the step with the highest AP; Orbax's BestN needs metric files, and one damaged file stops the manager."""
+    """Keeps the best step; Orbax's BestN needs metric files, and one damaged file stops the manager."""
 
-    def __init__(self, ap_of_steps: Mapping[int, float | None]):
-        self._ap = ap_of_steps
+    def __init__(self, value_of_steps: Mapping[int, float | None]):
+        self._values = value_of_steps
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
-        best = pick_best({info.step: self._ap.get(info.step) for info in checkpoints})
+        best = pick_best({info.step: self._values.get(info.step) for info in checkpoints})
         return [info.step == best for info in checkpoints]
 
 

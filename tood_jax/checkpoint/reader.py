@@ -204,15 +204,23 @@ def _is_step_name(name: str) -> bool:
     return name.isascii() and name.isdigit()
 
 
-def average_precision(about: Mapping[str, Any]) -> float | None:
-    """Return metrics["AP"] where it is a finite number, else None."""
-    ap = (about.get("metrics") or {}).get("AP")
-    return float(ap) if isinstance(ap, int | float) and math.isfinite(ap) else None
+def ranking_metric(about: Mapping[str, Any]) -> str:
+    """Return the name of the metric that ranks a run's checkpoints: train.best of its config."""
+    config = about.get("config")
+    train = config.get("train") if isinstance(config, dict) else None
+    name = train.get("best") if isinstance(train, dict) else None
+    return name if isinstance(name, str) else "AP"
 
 
-def pick_best(ap_of_steps: Mapping[int, float | None]) -> int | None:
-    """Return the step with the highest AP, the later one of equals; None if none has an AP."""
-    ranked = [(ap, step) for step, ap in ap_of_steps.items() if ap is not None]
+def ranking_value(about: Mapping[str, Any], metric: str) -> float | None:
+    """Return this metric of a checkpoint where it is a finite number, else None."""
+    value = (about.get("metrics") or {}).get(metric)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def pick_best(value_of_steps: Mapping[int, float | None]) -> int | None:
+    """Return the step with the highest value, the later one of equals; None if none has a value."""
+    ranked = [(value, step) for step, value in value_of_steps.items() if value is not None]
     return max(ranked)[1] if ranked else None
 
 
@@ -267,7 +275,7 @@ def open_checkpoint(
 
     Args:
         path: the run's folder (runs/NAME), its `checkpoints` folder, or one step's folder (which determines the step).
-        step: a number; "latest"; or "best" by AP, which is the latest where no AP was ever recorded.
+        step: a number; "latest"; or "best" by the newest one's train.best: the latest where none was evaluated.
         log: called with a warning for each damaged checkpoint that is skipped.
 
     Raises:
@@ -300,7 +308,8 @@ def _newest_or_best(folder: Path, steps: list[int], which: str, log: Callable[[s
             log(f"warning: skipped a damaged checkpoint: {error}")
     if not opened:
         raise CheckpointError(f"no complete checkpoint in {folder}: all of {', '.join(map(str, steps))} are damaged")
-    best = pick_best({step: average_precision(checkpoint.about) for step, checkpoint in opened.items()})
+    metric = ranking_metric(opened[max(opened)].about)
+    best = pick_best({step: ranking_value(checkpoint.about, metric) for step, checkpoint in opened.items()})
     return opened[max(opened) if which == "latest" or best is None else best]
 
 

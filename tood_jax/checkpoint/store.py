@@ -26,7 +26,6 @@ from tood_jax.checkpoint.reader import (
     Checkpoint,
     CheckpointError,
     DamagedCheckpointError,
-    average_precision,
     check_same_leaves,
     list_steps,
     named_leaves,
@@ -34,6 +33,7 @@ from tood_jax.checkpoint.reader import (
     pack_about,
     pick_best,
     place_on_devices,
+    ranking_value,
     read_about,
     read_leaves,
 )
@@ -49,7 +49,7 @@ _PACKAGES = ("tood_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class CheckpointStore:
-    """The checkpoints of one run, in `folder`: the newest `keep_latest` and the best one by metrics["AP"].
+    """The checkpoints of one run, in `folder`: the newest `keep_latest` and the best one.
 
     Errors of the disk (OSError, also in the background) are logged, not raised: training goes on until the next save.
 
@@ -57,9 +57,10 @@ class CheckpointStore:
         folder: created if missing; on a mounted file system.
         keep_latest: number of newest checkpoints that are kept, at least 1.
         log: called with each message; warnings begin with "warning:".
+        best: name of the metric by which a checkpoint is the best.
     """
 
-    def __init__(self, folder: str | Path, keep_latest: int, log: Callable[[str], None] = print):
+    def __init__(self, folder: str | Path, keep_latest: int, log: Callable[[str], None] = print, *, best: str = "AP"):
         if "://" in str(folder):
             raise ValueError(f"checkpoints go to a mounted file system, not to {folder}")
         if keep_latest < 1:
@@ -67,6 +68,7 @@ class CheckpointStore:
         self.folder = Path(folder).absolute()
         self._keep_latest = keep_latest
         self._log = log
+        self._best = best
         self._in_flight: int | None = None
         use_monotonic_clock()
         run_on_primary(lambda: checkpoint_folder.clean_up(self.folder, self._log))
@@ -91,8 +93,8 @@ class CheckpointStore:
         Args:
             state: pytree of arrays (no typed keys: use `jax.random.key_data`).
             about: JSON dict. "step", "metrics", "versions" are added; non-finite numbers become strings.
-            metrics: metrics["AP"] ranks the checkpoint; missing or not finite: unranked. Of a step saved twice, the
-                former metrics are kept unless new ones are given.
+            metrics: metrics[best] ranks the checkpoint; missing or not finite: unranked. Of a step
+                saved twice, the former metrics are kept unless new ones are given.
 
         Returns:
             Whether the save was begun; if not, an error of the disk was logged.
@@ -104,7 +106,7 @@ class CheckpointStore:
             metrics = known[0].get("metrics")
         versions = package_versions(_PACKAGES)
         content = pack_about({"versions": versions, **about, "step": int(step), "metrics": metrics}, leaves)
-        self._ap[step] = average_precision(content["about"])
+        self._ranks[step] = ranking_value(content["about"], self._best)
         try:
             if known is not None and known[1] == content["leaves"]:
                 run_on_primary(lambda: self._write_about(step, content))
@@ -164,8 +166,8 @@ class CheckpointStore:
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """Return the finished step with the highest AP (the later of equals), None if none has an AP."""
-        return pick_best({step: self._ap.get(step) for step in self.steps()})
+        """Return the best finished step (the later of equals), None if none was evaluated."""
+        return pick_best({step: self._ranks.get(step) for step in self.steps()})
 
     def restore(
         self, abstract_state: Any, step: int | None = None, check: Callable[[dict[str, Any]], None] = lambda about: None
@@ -217,9 +219,9 @@ class CheckpointStore:
         write_atomically(self._step_folder(step) / ABOUT / ABOUT_FILE, json.dumps(content).encode())
 
     def _start_manager(self) -> None:
-        self._ap: dict[int, float | None] = dict(broadcast_json(self._read_all_ap))
+        self._ranks: dict[int, float | None] = dict(broadcast_json(self._read_ranks))
         self._barrier = FailFastBarrier() if jax.process_count() > 1 else None
-        self._manager = make_manager(self.folder, self._keep_latest, self._ap, self._barrier)
+        self._manager = make_manager(self.folder, self._keep_latest, self._ranks, self._barrier)
 
     def _read_if_complete(self, step: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
         try:
@@ -227,9 +229,9 @@ class CheckpointStore:
         except DamagedCheckpointError:
             return None
 
-    def _read_all_ap(self) -> list[tuple[int, float | None]]:
+    def _read_ranks(self) -> list[tuple[int, float | None]]:
         abouts = ((step, self._read_if_complete(step)) for step in list_steps(self.folder))
-        return [(step, average_precision(known[0]) if known else None) for step, known in abouts]
+        return [(step, ranking_value(known[0], self._best) if known else None) for step, known in abouts]
 
     def _make_way_for(self, step: int) -> None:
         """Remove unfinished saves, and move a former checkpoint of this step and later ones out of the way."""

@@ -35,7 +35,7 @@ class Args:
     sources: tyro.conf.Positional[tuple[str, ...]] = ()
     """A and B: each the folder of a run that was evaluated by `tood eval`, or a file of COCO results."""
     step: str = "best"
-    """Checkpoint of both runs: best (by AP), latest, or the number of a saved step."""
+    """Checkpoint of both runs: best (by train.best), latest, or the number of a saved step."""
     annotations: str = ""
     """COCO instances JSON of the images; empty means the val split of the run."""
 

@@ -44,7 +44,7 @@ class Args:
     step, hf://USER/REPO[@REVISION][/FILE], https://…/FILE, or the name of an ImageNet backbone: resnet50. The kind
     is recognized by the names: flax, mmdetection's, the authors', or an ImageNet ResNet's."""
     step: str = "best"
-    """Step of a run: best (by AP), latest, or the number of a saved step."""
+    """Step of a run: best (by train.best), latest, or the number of a saved step."""
     out: str = ""
     """Output: a file in .pth (needs PyTorch) or .safetensors; any other name is the folder of a new checkpoint."""
     names: Literal["auto", "flax", "mmdetection", "authors", "torchvision"] = "auto"

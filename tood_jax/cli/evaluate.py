@@ -32,7 +32,7 @@ class Args:
     """Run folder (runs/NAME), the folder of one step, or a model of `tood push`: its folder or hf://USER/REPO[@REVISION].
     Its config is used; every field can be overridden."""
     step: str = "best"
-    """best (by AP), latest, or the number of a saved step."""
+    """best (by train.best), latest, or the number of a saved step."""
     out: str = ""
     """File for the detections as COCO results JSON; empty means STEP.results.json in the run's folder, or in the
     working directory for a model without a run."""

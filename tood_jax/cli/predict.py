@@ -55,7 +55,7 @@ class Args:
     """Run folder (runs/NAME), the folder of one step, or a model of `tood push`: its folder or
     hf://USER/REPO[@REVISION]."""
     step: str = "best"
-    """best (by AP), latest, or the number of a saved step."""
+    """best (by train.best), latest, or the number of a saved step."""
     images: tuple[str, ...] = ()
     """Image files, folders (searched recursively), globs in quotes, text files with a path per line (@FILE or
     FILE.txt), tar files, folders of records; also gs://…"""

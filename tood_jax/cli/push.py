@@ -44,7 +44,7 @@ class Args:
     repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="USER/REPO")] = ""
     """Repository on the Hub; created if missing."""
     step: str = "best"
-    """best (by AP), latest, or the number of a saved step."""
+    """best (by train.best), latest, or the number of a saved step."""
     revision: str = ""
     """Branch, created if missing; empty for the default branch."""
     private: bool = False

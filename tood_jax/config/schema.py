@@ -314,7 +314,14 @@ class TrainConfig:
     checkpoint_every_steps: Annotated[int, Range(1, 1_000_000_000)] = 1000
     """Save after every so many steps, at each evaluation and at the end."""
     keep_checkpoints: Annotated[int, Range(1, 1_000_000)] = 2
-    """Newest checkpoints to keep, in addition to the best one (by AP)."""
+    """Newest checkpoints to keep, in addition to the best one."""
+    best: Literal["AP", "AP50", "AP75", "AP90", "APs", "APm", "APl", "AR100"] = "AP"
+    """Metric of the evaluations that ranks checkpoints, for keep_checkpoints, --step=best and patience."""
+    patience: Annotated[int, Range(0, 1_000_000)] = 0
+    """End the run after so many evaluations in a row without a better train.best, those of the ATSS warm-up not
+    counted; 0: never."""
+    max_hours: Annotated[float, Range(0, 1_000_000)] = 0.0
+    """End the run with an evaluation once its starts have taken so many hours in all; 0: no limit."""
     log_every_steps: Annotated[int, Range(1, 1_000_000_000)] = 50
     """Steps between two log lines."""
     draw_targets: bool = True

@@ -16,12 +16,14 @@ class Reason(IntEnum):
     """Reason why a run should stop; of several reasons the largest counts."""
 
     NONE = 0
-    INTERRUPT = 1  # Ctrl-C
-    PREEMPTION = 2  # the machine is needed elsewhere: the run should be started again
+    OUT_OF_TIME = 1  # train.max_hours: the run ends, evaluated like any other
+    INTERRUPT = 2  # Ctrl-C
+    PREEMPTION = 3  # the machine is needed elsewhere: the run should be started again
 
 
 EXIT_STATUS = {
     Reason.NONE: 0,
+    Reason.OUT_OF_TIME: 0,
     Reason.INTERRUPT: 130,  # as shells report Ctrl-C
     Reason.PREEMPTION: 75,  # EX_TEMPFAIL of sysexits.h: "try again later"
 }

@@ -150,6 +150,12 @@ class Ledger:
             rounded = {kind: round(seconds, 3) for kind, seconds in spent.items()}
             self._out.append(f"{json.dumps({**asdict(mark), 'spent': rounded})}\n".encode())
 
+    def seconds(self) -> float:
+        """Return the time that all starts have taken up to now, without that between them; of this process alone if it
+        writes no marks."""
+        starts = {mark.began: _total(mark) for mark in self._marks if mark.began != self._watch.began}
+        return sum(starts.values()) + sum(self._watch.spent().values())
+
     def shares(self) -> dict[str, float]:
         """Return `goodput_shares` up to the last mark."""
         return goodput_shares(self._marks)

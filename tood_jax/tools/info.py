@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr
 
-from tood_jax.checkpoint.reader import average_precision, list_steps, nest
+from tood_jax.checkpoint.reader import list_steps, nest, ranking_metric, ranking_value
 from tood_jax.checkpoint.store import Checkpoint
 from tood_jax.cli.command_line import parse
 from tood_jax.cli.common import parse_with_checkpoint, report_errors
@@ -22,6 +22,7 @@ from tood_jax.models.build import build_model
 from tood_jax.models.detector import Detector
 from tood_jax.tools.multiply_adds import linear_operations
 from tood_jax.training.optimizer import is_trained
+from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.terminal import print_line
 from tood_jax.weights.shapes import variable_shapes
 
@@ -35,7 +36,7 @@ class Args:
     checkpoint: str = ""
     """Run folder (runs/NAME), the folder of one step, or a model (hf://USER/REPO), instead of --config."""
     step: str = "best"
-    """best (by AP), latest, or the number of a saved step."""
+    """best (by train.best), latest, or the number of a saved step."""
     canvas: tuple[int, ...] = ()
     """Height and width in pixels, 800,1344; empty for the largest of data.buckets."""
     num_classes: int = 80
@@ -134,8 +135,9 @@ def _listed(names: list[str]) -> str:
 
 
 def _describe_steps(checkpoint: Checkpoint) -> list[str]:
-    ap = average_precision(checkpoint.about)
-    score = "" if ap is None else f", AP {100 * ap:.1f}"
+    metric = ranking_metric(checkpoint.about)
+    value = ranking_value(checkpoint.about, metric)
+    score = "" if value is None else f", {printable(metric, 20)} {100 * value:.1f}"
     steps = list_steps(checkpoint.folder.parent)
     return [
         f"checkpoint: step {checkpoint.step}{score}, with {', '.join(checkpoint.groups)}",

@@ -28,6 +28,7 @@ from tood_jax.run_log.goodput import Ledger, Stopwatch
 from tood_jax.run_log.log import RunLog
 from tood_jax.training.collapse import CollapseError, CollapseWatch
 from tood_jax.training.disk_space import NotSavedError
+from tood_jax.training.early_end import EarlyEnd
 from tood_jax.training.non_finite import NonFiniteLossError, save_evidence
 from tood_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tood_jax.training.plan import Plan, make_plan
@@ -41,8 +42,9 @@ from tood_jax.training.train_step import compile_train_step, warmup_steps
 FINAL_SAVE_SECONDS = 300.0  # time for the attempts to save the last state on a failing disk
 _MAX_PAUSE = 30.0  # between two of these attempts, seconds
 
-Evaluate = Callable[[TrainState, int, Callable[[], None]], dict[str, Any]]
-"""(state, step, check) to metrics with "AP" among them; calls `check`, which may raise Stopped, between its batches."""
+Evaluate = Callable[[TrainState, int, Callable[[], None], Callable[[dict[str, Any]], bool]], dict[str, Any]]
+"""(state, step, check, is_last) to metrics with "AP" among them; calls `check`, which may raise Stopped, between its
+batches. `is_last` tells by the metrics whether the run ends with this evaluation."""
 OnPhaseStart = Callable[[TrainState, int], None]
 """(state, step), at the first step of each phase: of the run, and of task alignment learning after the warm-up."""
 
@@ -105,7 +107,9 @@ def train(
     watch = watch or Stopwatch(time.time())
     splits = {"train": train_set} | ({} if val_set is None else {"val": val_set})
     description = RunDescription(config, plan, splits, folder / "checkpoints")
-    with CheckpointStore(folder / "checkpoints", config.train.keep_checkpoints, log.info) as store:
+    with CheckpointStore(
+        folder / "checkpoints", config.train.keep_checkpoints, log.info, best=config.train.best
+    ) as store:
         state, step, about = restore_or_init(config, model, optimizer, mesh, store, log, start_from, description.check)
         if on_start is not None:
             on_start()
@@ -118,10 +122,15 @@ def train(
         if step >= plan.total_steps and metrics is not None:
             log.info(f"{folder} is trained to its end (step {step}). Raise train.epochs to train on.")
             return Outcome(state, step, Reason.NONE, metrics)
+        ledger = Ledger(log.appender("goodput.jsonl"), watch)
+        early_end = EarlyEnd(config.train, ledger, warmup_steps(config, plan.epoch_steps), about.get("early_end"))
+        if metrics is not None and early_end.has_come():
+            log.info(f"{folder} has ended at step {step}: {early_end.describe()}. Raise that limit to train on.")
+            return Outcome(state, step, Reason.NONE, metrics)
         if step < plan.total_steps:
             log_plan(config, plan, step, train_set, log, random_backbone=step == 0 and start_from is None)
         with contextlib.closing(_train_batches(config, train_set, plan, step)) as batches:
-            stepper = Stepper(step_fn, state, batches, mesh, stop, watch)
+            stepper = Stepper(step_fn, state, batches, mesh, stop, watch, early_end.is_out_of_time)
             del state  # the stepper donates its buffers
             return _Run(
                 config=config,
@@ -134,8 +143,9 @@ def train(
                 stepper=stepper,
                 batches=batches,
                 watch=watch,
-                ledger=Ledger(log.appender("goodput.jsonl"), watch),
+                ledger=ledger,
                 collapse=CollapseWatch(config.train.collapse_steps, about.get("bad_steps", 0)),
+                early_end=early_end,
                 step=step,
                 unlogged=list(about.get("unlogged", [])),
                 metrics=metrics,
@@ -158,6 +168,7 @@ class _Run:
     watch: Stopwatch
     ledger: Ledger
     collapse: CollapseWatch
+    early_end: EarlyEnd
     step: int  # number of steps done
     unlogged: list[Row]  # numbers of the steps since the last line of the log
     metrics: dict[str, Any] | None  # of the evaluation after exactly this step
@@ -170,7 +181,7 @@ class _Run:
             self._evaluate()
         phase_starts = (0, warmup_steps(self.config, plan.epoch_steps))
         pace = Pace(self.watch)
-        while self.step < plan.total_steps and not stepper.reason:
+        while not self._is_over and not stepper.reason:
             if self.on_phase_start and self.step in phase_starts:
                 with self.watch.spend("evaluating"):
                     self.on_phase_start(stepper.state, self.step)
@@ -184,12 +195,16 @@ class _Run:
             self._save()
             if plan.evaluates_at(self.step) and not stepper.reason:
                 self._evaluate()
+        if stepper.reason is Reason.OUT_OF_TIME and not self.collapse.is_suspicious and self.metrics is None:
+            self._evaluate()
         with self.watch.spend("saving"):
             self.store.wait()
         if self.metrics is not None:
             self._ensure_saved()
         self.ledger.mark(self.step)
-        is_finished = self.step >= plan.total_steps and self.metrics is not None
+        is_finished = self._is_over and self.metrics is not None
+        if is_finished and self.step < plan.total_steps:
+            self.log.info(f"The run ends at step {self.step} of {plan.total_steps}: {self.early_end.describe()}.")
         if not is_finished:
             self.log.info(
                 f"Stopped on request ({stepper.reason.name.lower()}) at step {self.step} of {plan.total_steps}. The "
@@ -197,6 +212,15 @@ class _Run:
             )
         self.log.info(self.ledger.sentence())
         return Outcome(stepper.state, self.step, Reason.NONE if is_finished else stepper.reason, self.metrics)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether no step is left: by the plan, or because a limit of the config has come."""
+        is_out_of_time = self.stepper.reason is Reason.OUT_OF_TIME
+        return self.step >= self.plan.total_steps or self.early_end.is_out_of_patience or is_out_of_time
+
+    def _is_last(self, metrics: dict[str, Any]) -> bool:
+        return self._is_over or self.early_end.would_end_after(self.step, metrics)
 
     def _run_steps(self, steps: int, pace: Pace) -> None:
         for row, batch in self.stepper.rows(steps):
@@ -243,6 +267,7 @@ class _Run:
             "data": {"seed": self.config.train.seed, "next_batch": self.step},
             "unlogged": self.unlogged,
             "bad_steps": self.collapse.bad_steps,
+            "early_end": self.early_end.state,
         }
         with self.watch.spend("saving"):
             self.store.save(self.step, self.stepper.state, about, metrics)
@@ -280,8 +305,9 @@ class _Run:
         """Evaluate and add the metrics to the checkpoint; after a request to stop, the next start evaluates."""
         self.metrics = None
         with contextlib.suppress(Stopped), self.watch.spend("evaluating"):
-            self.metrics = self.evaluate(self.stepper.state, self.step, self.stepper.check)
+            self.metrics = self.evaluate(self.stepper.state, self.step, self.stepper.check, self._is_last)
         if self.metrics is not None:
+            self.early_end.count(self.step, self.metrics)
             self._save(self.metrics)
 
 

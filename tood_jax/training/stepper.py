@@ -41,6 +41,8 @@ class Stepper:
         state: after the newest step that was dispatched.
         reason: why to stop, as all processes agree.
         vote: how the processes agree on the reason.
+
+    `is_out_of_time` ends the steps of all processes as soon as it returns True in one of them.
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class Stepper:
         mesh: Mesh,
         stop: StopRequest,
         watch: Stopwatch,
+        is_out_of_time: Callable[[], bool] = lambda: False,
     ):
+        self._is_out_of_time = is_out_of_time
         self.state = state
         self._step, self._batches, self._mesh, self._stop, self._watch = step, batches, mesh, stop, watch
         self.vote = StopVote(mesh)
@@ -62,7 +66,7 @@ class Stepper:
 
     @property
     def reason(self) -> Reason:
-        return self._stop.reason if self.vote.is_alone else self._agreed_reason
+        return self._own_reason() if self.vote.is_alone else self._agreed_reason
 
     def rows(self, steps: int) -> Iterator[tuple[Row, Batch]]:
         """Run this many steps, or fewer after a request to stop; yield each one's numbers and batch.
@@ -85,10 +89,16 @@ class Stepper:
             yield {name: float(value) for name, value in row.items()}, oldest.batch
 
     def check(self) -> None:
-        """Raise Stopped if any process was asked to stop; all processes must call it at the same point."""
+        """Raise Stopped if any process was asked to stop; all processes must call it at the same point.
+
+        A run that is out of time is not: it still evaluates.
+        """
         self._agreed_reason = max(self._agreed_reason, Reason(self.vote.decide(self._stop.reason)))
-        if self._agreed_reason:
+        if self._agreed_reason > Reason.OUT_OF_TIME:
             raise Stopped(self._agreed_reason)
+
+    def _own_reason(self) -> Reason:
+        return self._stop.reason or (Reason.OUT_OF_TIME if self._is_out_of_time() else Reason.NONE)
 
     def _dispatch(self) -> _Dispatched:
         begin = time.perf_counter()
@@ -96,7 +106,7 @@ class Stepper:
         if self._newest is None or self._newest.is_ready():  # otherwise the devices were busy meanwhile
             self._watch.add("waiting", time.perf_counter() - begin)
         on_device = put_batch(batch, self._mesh)
-        vote = None if self.vote.is_alone else self.vote.propose(self._stop.reason)
+        vote = None if self.vote.is_alone else self.vote.propose(self._own_reason())
         canvas = batch.images.shape
         with contextlib.nullcontext() if canvas in self._canvases else self._watch.spend("compiling"):
             self.state, row = self._step(self.state, on_device, self._finite)

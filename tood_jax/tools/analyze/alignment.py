@@ -34,7 +34,7 @@ class Args:
     checkpoint: str = ""
     """Run folder (runs/NAME), or the folder of one step. Its config is used; every field can be overridden."""
     step: str = "best"
-    """best (by AP), latest, or the number of a saved step."""
+    """best (by train.best), latest, or the number of a saved step."""
     json: str = ""
     """Also write the measures to this file."""
 

@@ -30,7 +30,7 @@ class Args:
     checkpoint: str = ""
     """Run folder (runs/NAME), or the folder of one step. Its config is used; every field can be overridden."""
     step: str = "best"
-    """best (by AP), latest, or the number of a saved step."""
+    """best (by train.best), latest, or the number of a saved step."""
     image: str = ""
     """Image file. If it is an image of the val split, its annotations give the IoU map and the assignment."""
     out: str = "maps"

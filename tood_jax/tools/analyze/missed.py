@@ -45,7 +45,7 @@ class Args:
     checkpoint: str = ""
     """Run folder (runs/NAME), or the folder of one step. Its config is used; every field can be overridden."""
     step: str = "best"
-    """best (by AP), latest, or the number of a saved step."""
+    """best (by train.best), latest, or the number of a saved step."""
     settings: bool = True
     """Also count what several hundred other thresholds, NMS IoUs and top-k would find."""
     csv: str = ""

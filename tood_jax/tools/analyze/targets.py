@@ -34,7 +34,7 @@ class Args:
     checkpoint: str = ""
     """Run folder (runs/NAME), or the folder of one step. Its config is used; every field can be overridden."""
     step: str = "latest"
-    """best (by AP), latest, or the number of a saved step: the weights."""
+    """best (by train.best), latest, or the number of a saved step: the weights."""
     update: int = 0
     """The update whose batch is shown, counted from 1 as in the log; 0 for the one that follows the checkpoint."""
     out: str = "targets.png"
