@@ -2,16 +2,22 @@
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import jax
+
 from tood_jax.api.evaluation import evaluate_checkpoint
+from tood_jax.api.subject import load_subject
+from tood_jax.checkpoint.store import Checkpoint
 from tood_jax.cli.common import (
     parse_with_checkpoint,
     report_errors,
     use_compilation_cache,
 )
 from tood_jax.cli.outputs import check_output_file, is_results_file
-from tood_jax.cli.reports import check_report_folder, make_report, report_folder
+from tood_jax.cli.reports import check_report_folder, make_report, missed_section, report_folder
+from tood_jax.config import Config, ConfigError
 from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import load_dataset
 from tood_jax.distributed.host_sync import is_primary
@@ -19,6 +25,7 @@ from tood_jax.distributed.process_group import join
 from tood_jax.evaluation.coco_ap import format_table, write_results
 from tood_jax.evaluation.evaluate import Evaluation
 from tood_jax.report.analysis import Analysis
+from tood_jax.report.page import Section
 from tood_jax.report.write import PAGE
 from tood_jax.untrusted.terminal import print_line, print_warning
 from tood_jax.weights.model_folder import ModelFolder
@@ -38,6 +45,9 @@ class Args:
     working directory for a model without a run."""
     report: bool = True
     """Write a report: a page, tables and pictures, with the uncertainty of AP."""
+    missed: bool = False
+    """Add to the report why objects were missed, and what other thresholds would find: two more passes over the images,
+    in one process."""
     report_out: str = ""
     """Folder of the report; empty means eval/STEP in the folder of --out's default."""
 
@@ -57,6 +67,10 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
         if args.report:
             check_report_folder(folder)
         join()
+        if args.missed and not args.report:
+            raise ConfigError("--missed is a part of the report, which --report=False switches off.")
+        if args.missed and jax.process_count() > 1:
+            raise ConfigError("--missed works in one process: evaluate without it, then run `tood analyze missed`.")
         show = print_line if is_primary() else lambda _: False
         dataset = load_dataset(val, config.data.broken_images, for_evaluation=is_primary())
         show(f"val: {dataset.report.summary()}")
@@ -65,13 +79,18 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
         if is_primary():
             write_results(evaluation.results, out)
             if args.report and dataset.has_annotations:
-                report = make_report(folder, evaluation, dataset, config, checkpoint.step, print_warning)
+                sections = partial(_missed_sections, checkpoint, config) if args.missed else tuple
+                report = make_report(folder, evaluation, dataset, config, checkpoint.step, print_warning, sections)
         show(f"Step {checkpoint.step} of {args.checkpoint} on {val.source}:")
         for text in describe(evaluation, dataset, report):
             show(text)
         show(f"{len(evaluation.results)} detections in {len(evaluation.detections)} images written to {out}")
         if report is not None:
             show(f"Report: {folder / PAGE}")
+
+
+def _missed_sections(checkpoint: Checkpoint, config: Config) -> list[Section]:
+    return [missed_section(load_subject(checkpoint, config, lambda _: None))]
 
 
 def describe(evaluation: Evaluation, dataset: Dataset, analysis: Analysis | None = None) -> list[str]:

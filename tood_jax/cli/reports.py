@@ -1,8 +1,10 @@
 """Where programs write the report of an evaluation, and when."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tood_jax.api.missed import cause_rows, count_settings, describe_options, follow_objects, setting_rows
+from tood_jax.api.subject import Subject
 from tood_jax.cli.outputs import check_output_folder
 from tood_jax.cli.written_files import WrittenFiles
 from tood_jax.config import Config, ConfigError
@@ -11,6 +13,7 @@ from tood_jax.evaluation.evaluate import Evaluation
 from tood_jax.evaluation.matches import has_report_packages
 from tood_jax.report.analysis import Analysis
 from tood_jax.report.history import write_history
+from tood_jax.report.page import Section, Shown, paragraph, table
 from tood_jax.report.write import FILES, PAGE, write_report
 from tood_jax.untrusted.printable import printable
 
@@ -46,9 +49,18 @@ def write_reports(
 
 
 def make_report(
-    folder: Path, evaluation: Evaluation, dataset: Dataset, config: Config, step: int, log: Callable[[str], object]
+    folder: Path,
+    evaluation: Evaluation,
+    dataset: Dataset,
+    config: Config,
+    step: int,
+    log: Callable[[str], object],
+    more_sections: Callable[[], Sequence[Section]] = tuple,
 ) -> Analysis | None:
     """Write the report of an evaluation into a folder that `check_report_folder` accepted.
+
+    Args:
+        more_sections: returns the sections of other analyses; called only if a report is written.
 
     Returns:
         Its numbers; None, after a note, if the packages of the extra `report` are not installed.
@@ -66,9 +78,35 @@ def make_report(
         names.add(name)
 
     analysis = write_report(
-        write, evaluation, dataset, step=step, source=config.data.val.source, bit_depth=config.data.bit_depth
+        write,
+        evaluation,
+        dataset,
+        step=step,
+        source=config.data.val.source,
+        bit_depth=config.data.bit_depth,
+        more_sections=more_sections(),
     )
     for name in FILES:
         if name not in names:  # of a former report with more pictures
             (folder / name).unlink(missing_ok=True)
     return analysis
+
+
+def missed_section(subject: Subject) -> Section:
+    """Return why objects were missed, and what other settings would find: two passes over the images."""
+    detect = subject.config.detect
+    causes = [
+        [name, count, Shown(share, f"{100 * share:.1f} %"), iou, score]
+        for name, count, share, iou, score in cause_rows(follow_objects(subject))
+    ]
+    settings = [
+        [name, found, Shown(change, f"{change:+d}"), detections]
+        for name, found, change, detections in setting_rows(count_settings(subject), detect)
+    ]
+    return Section(
+        "Missed objects",
+        paragraph("Where the best prediction of each object ended (docs/analysis.md).")
+        + table(("cause", "objects", "share", "mean IoU", "mean score"), causes)
+        + paragraph(f"Present setting: {describe_options(detect)}. What other settings would find:")
+        + table(("setting", "found", "change", "detections"), settings),
+    )

@@ -47,6 +47,24 @@ def test_missed_objects_and_settings(trained, tmp_path, capsys):
     assert len(list(files["pictures"].glob("*.png"))) == min(2, lost)
     assert "best: " in capsys.readouterr().out
 
+    evaluate.main(
+        [
+            "--checkpoint",
+            str(trained.folder),
+            f"--out={tmp_path / 'results.json'}",
+            f"--report_out={tmp_path / 'report'}",
+            "--missed=True",
+        ]
+    )
+    page = (tmp_path / "report" / "report.html").read_text()
+    section = page[page.index('<section id="missed-objects">') :]
+    shown = re.findall(r"<tr><td>([a-zA-Z_ -]+)</td><td[^>]*>(\d+)</td>", section)
+    assert {name: int(count) for name, count in shown if name in CAUSES} == content["causes"]
+    assert ("present", str(content["causes"]["found"])) in shown
+    with pytest.raises(SystemExit):
+        evaluate.main(["--checkpoint", str(trained.folder), "--missed=True", "--report=False"])
+    assert "--missed is a part of the report" in capsys.readouterr().err
+
 
 @pytest.mark.slow
 def test_maps_of_an_annotated_and_of_another_image(trained, tmp_path, capsys):

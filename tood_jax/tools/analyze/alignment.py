@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from tood_jax.api.subject import Subject, analyze_images, load_subject
 from tood_jax.cli.common import parse_with_checkpoint, report_errors, use_compilation_cache
 from tood_jax.cli.configs import describe_head
 from tood_jax.cli.outputs import check_output_file, starts_with_keys
 from tood_jax.cli.tables import format_table
 from tood_jax.evaluation.alignment import Alignment, measure_alignment
 from tood_jax.files import write_atomically
-from tood_jax.tools.analyze.subject import Subject, analyze_images, load_subject
 from tood_jax.untrusted.terminal import print_line
 
 PROG = "tood analyze alignment"
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     with report_errors(prog):
         if args.json:
             check_output_file("--json", args.json, starts_with_keys("checkpoint", "step", *MEASURES), [args.checkpoint])
-        subject = load_subject(checkpoint, config)
+        subject = load_subject(checkpoint, config, print_line)
         measured = summarize_alignment(subject)
         name = f"this: {describe_head(config.head)}, {config.assigner.kind}"
         print_line(f"Step {checkpoint.step} of {args.checkpoint} on {config.data.val.source}:")

@@ -14,7 +14,7 @@ from tood_jax.data.image_io import decode_image
 from tood_jax.visualization.draw import BACKGROUND, draw_caption, draw_dashed_box, encode_image, resize_for_drawing
 
 if TYPE_CHECKING:
-    from tood_jax.tools.analyze.missed import ObjectFate
+    from tood_jax.api.missed import ObjectFate
 
 OBJECT, PREDICTION, OTHER = (0, 110, 255), (255, 140, 0), (220, 0, 40)
 _SURROUNDINGS = 1.0  # of the crop, in sides of the boxes

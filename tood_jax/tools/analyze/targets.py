@@ -8,6 +8,7 @@ import numpy as np
 
 from tood_jax.api import load_trained_model
 from tood_jax.api.evaluation import check_classes
+from tood_jax.api.subject import load_annotated
 from tood_jax.cli.common import parse_with_checkpoint, report_errors, use_compilation_cache
 from tood_jax.cli.outputs import check_output_file
 from tood_jax.cli.tables import format_table
@@ -16,7 +17,6 @@ from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import filter_for_training
 from tood_jax.distributed.sharding import make_mesh, put_batch, put_whole, replicated
 from tood_jax.models.detector import canvas_pyramid
-from tood_jax.tools.analyze.subject import load_annotated
 from tood_jax.training.plan import make_plan
 from tood_jax.training.seen_batch import batch_of_step, compile_assignment
 from tood_jax.training.train_step import warmup_steps
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
         if not args.out.endswith((".png", ".jpg")):
             raise ConfigError(f"--out={printable(args.out)} must end with .png or .jpg.")
         check_output_file("--out", args.out, None, [args.checkpoint])
-        train_set = filter_for_training(load_annotated(config.data.train, config), config.data)
+        train_set = filter_for_training(load_annotated(config.data.train, config, print_line), config.data)
         trained = load_trained_model(checkpoint, config, averaged=False)
         check_classes(trained, train_set, config.data.train.source)
         step = args.update - 1 if args.update else checkpoint.step

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tood_jax.api import TrainedModel, load_trained_model
+from tood_jax.api.detector import TrainedModel, load_trained_model
 from tood_jax.api.evaluation import check_classes
 from tood_jax.checkpoint.store import Checkpoint
 from tood_jax.config import Config, SplitConfig
@@ -20,7 +20,6 @@ from tood_jax.data.loader import eval_batches
 from tood_jax.distributed.sharding import make_mesh, put_batch, put_whole, replicated
 from tood_jax.evaluation.predict import compile_prediction_step
 from tood_jax.types import Batch, Predictions, Tree
-from tood_jax.untrusted.terminal import print_line
 
 
 class Subject(NamedTuple):
@@ -32,14 +31,14 @@ class Subject(NamedTuple):
     mesh: Mesh
 
 
-def load_subject(checkpoint: Checkpoint, config: Config) -> Subject:
-    """Load the detector of a checkpoint and the val split of the config, and print what the split has.
+def load_subject(checkpoint: Checkpoint, config: Config, log: Callable[[str], object]) -> Subject:
+    """Load the detector of a checkpoint and the val split of the config, and log what the split has.
 
     Raises:
         ConfigError: the split has other classes than the checkpoint.
         DataError: the split cannot be read or is not annotated.
     """
-    dataset = load_annotated(config.data.val, config)
+    dataset = load_annotated(config.data.val, config, log)
     trained = load_trained_model(checkpoint, config)
     check_classes(trained, dataset, config.data.val.source)
     most = max((len(image.labels) for image in dataset.images), default=0)
@@ -47,15 +46,15 @@ def load_subject(checkpoint: Checkpoint, config: Config) -> Subject:
     return Subject(trained, dataset, config, make_mesh(space=config.parallel.space))
 
 
-def load_annotated(split: SplitConfig, config: Config) -> Dataset:
-    """Load a split that has annotations, and print what it has. Raises DataError."""
+def load_annotated(split: SplitConfig, config: Config, log: Callable[[str], object]) -> Dataset:
+    """Load a split that has annotations, and log what it has. Raises DataError."""
     dataset = load_dataset(split, config.data.broken_images, for_evaluation=False)
     if not dataset.has_annotations:
         raise DataError(
             f"{split.source} has no list 'annotations': name an annotated split with --data.val.images and "
             "--data.val.annotations."
         )
-    print_line(f"{split.source}: {dataset.report.summary()}")
+    log(f"{split.source}: {dataset.report.summary()}")
     return dataset
 
 
