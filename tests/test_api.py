@@ -98,6 +98,30 @@ def test_a_list_a_glob_and_a_generator_give_a_list_in_their_order(folder, model,
     assert model([]) == []
 
 
+def test_an_image_smaller_than_a_tile_is_detected_as_without_tiles(folder, model):
+    for path in files(folder):
+        one, expected = model(path, tiles=96, batch=2), model(path)
+        np.testing.assert_array_equal(one.boxes, expected.boxes)
+        np.testing.assert_array_equal(one.scores, expected.scores)
+        np.testing.assert_array_equal(one.labels, expected.labels)
+    assert len(model(files(folder)[1], tiles=48, tta="0.5").scores) == 20
+
+
+@pytest.mark.parametrize("tiles", [0, 40])
+def test_with_flip_the_detections_of_the_mirrored_image_are_mirrored(model, tiles):
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    found, mirrored = (model(image, tta="flip", tiles=tiles, overlap=0.4) for image in (pixels, pixels[:, ::-1].copy()))
+    assert len(found) == len(mirrored) == 20
+    np.testing.assert_allclose(mirrored.scores, found.scores, atol=1e-5)
+    expected = {(*np.round(box, 1), label) for box, label in zip(found.boxes, found.labels, strict=True)}
+    back = np.stack(
+        [64 - mirrored.boxes[:, 2], mirrored.boxes[:, 1], 64 - mirrored.boxes[:, 0], mirrored.boxes[:, 3]], 1
+    )
+    for box, label in zip(back, mirrored.labels, strict=True):
+        assert min(np.abs(np.asarray(one[:4]) - box).max() for one in expected if one[4] == label) < 0.1
+    assert np.abs(found.boxes - model(pixels).boxes).max() > 1  # the mirrored view adds something
+
+
 def test_a_threshold_leaves_out_lower_scores(folder, model):
     everything = model(files(folder)[0])
     threshold = float(everything.scores[4])
@@ -118,6 +142,8 @@ def test_a_threshold_leaves_out_lower_scores(folder, model):
         ([7], {}, DataError, "an image is a path, an array or a PIL image, not int"),
         ([], {"threshold": 2}, ValueError, "threshold=2"),
         ([], {"batch": 0}, ValueError, "batch=0"),
+        ([], {"tiles": 8}, ValueError, "tiles=8 must be at least 32"),
+        ([], {"tta": "mirror"}, ValueError, "tta has 'mirror': write flip, or a scale"),
     ],
 )
 def test_errors_name_what_is_wrong(model, images, options, error, message):

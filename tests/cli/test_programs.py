@@ -52,6 +52,21 @@ def test_eval_prints_and_writes_coco(trained, capsys, tmp_path):
     assert f"{len(results)} detections in 5 images written" in output
 
 
+def test_eval_and_predict_with_variants_detect_the_same(trained, capsys, tmp_path):
+    data, run = trained
+    evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / "r.json"), "--report=False", "--tta=flip,0.8"])
+    results = json.loads((tmp_path / "r.json").read_text())
+    words = ["--checkpoint", str(run), "--images", str(data / "val"), "--out", str(tmp_path / "out"), "--draw=False"]
+    predict.main([*words, "--tta=flip,0.8"])
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert len(found) == len(results) > 0
+    for one, other in zip(*(sorted(rows, key=lambda row: row["score"]) for rows in (found, results)), strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+    with pytest.raises(SystemExit):
+        predict.main([*words, "--resume"])
+    assert "tta was flip,0.8 and is None" in capsys.readouterr().err
+
+
 def test_eval_equals_the_evaluation_in_training(trained, capsys, tmp_path):
     _, run = trained
     evaluate.main(["--checkpoint", str(run), "--step=latest", "--out", str(tmp_path / "results.json")])

@@ -35,6 +35,7 @@ from tood_jax.cli.written_files import WrittenFiles
 from tood_jax.config import Config, ConfigError
 from tood_jax.data.dataset import ClassInfo
 from tood_jax.data.errors import DataError
+from tood_jax.data.views import Views, parse_variants
 from tood_jax.distributed.host_sync import broadcast_json, gather_json, is_primary, run_on_primary
 from tood_jax.distributed.process_group import join
 from tood_jax.distributed.signals import EXIT_STATUS, Reason
@@ -70,6 +71,12 @@ class Args:
     """Draw images; False writes only the detections."""
     batch: int = 0
     """Images per step of each process; 0 means 8 per GPU or TPU, 1 per CPU device."""
+    tiles: int = 0
+    """Detect in a larger image also in tiles of this side, pixels of the image, and merge; 0 means no tiles."""
+    overlap: float = 0.2
+    """Smallest share of a tile's side that neighbouring tiles have in common, 0 to 0.9."""
+    tta: str = ""
+    """Test-time augmentation: detect also in variants of the image, and merge: flip, scales, such as flip,0.8,1.2."""
     resume: bool = False
     """Continue an interrupted job; the same options must be given."""
 
@@ -80,6 +87,7 @@ class Plan:
 
     images: Images
     count: int
+    views: Views
     out: Path
     written: WrittenFiles
     job: JobFolder
@@ -131,7 +139,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
 
 def _run(args: Args, config: Config, checkpoint: Checkpoint, plan: Plan, prog: str) -> None:
     """Detect in all images and write all results, or say that this was done before."""
-    batch_rows = _batch_rows(args, plan.count)
+    batch_rows = _batch_rows(args, plan)
     if _begin(args, plan, _describe(args, config, checkpoint, batch_rows)):
         if is_primary():
             print_line(f"The job in {printable(args.out)}/ is complete.")
@@ -169,6 +177,7 @@ def plan_job(args: Args) -> Plan:
         raise ConfigError(f"--batch={args.batch} must be at least 1, or 0 for the default.")
     if not args.format:
         raise ConfigError(f"--format is empty: name one of {', '.join(FORMATS)}.")
+    views = Views(args.tiles, args.overlap, parse_variants(args.tta))
     check_output_folder("--out", args.out)
     out = Path(args.out)
     images, left_out = Images(args.images, out), LeftOutFiles()
@@ -186,7 +195,7 @@ def plan_job(args: Args) -> Plan:
     job = JobFolder(out)
     count = _check_drawings(out, images, written, left_out) if args.draw else sum(1 for _ in images.find(left_out))
     out.mkdir(parents=True, exist_ok=True)
-    return Plan(images, count, out, written, job, left_out)
+    return Plan(images, count, views, out, written, job, left_out)
 
 
 def _check_drawings(out: Path, images: Images, written: WrittenFiles, left_out: LeftOutFiles) -> int:
@@ -216,22 +225,24 @@ def _check_drawings(out: Path, images: Images, written: WrittenFiles, left_out: 
     return count
 
 
-def _batch_rows(args: Args, count: int) -> int:
-    """Return the number of images per step: at most that of all images; a multiple of the devices, or fewer.
+def _batch_rows(args: Args, plan: Plan) -> int:
+    """Return the number of images per step: at most that of all views; a multiple of the devices, or fewer.
 
     Raises:
         ConfigError: --batch is no multiple of the devices.
         DataError: the processes find different images.
     """
     devices = jax.local_devices()
-    found = gather_json([count, len(devices)])
+    found = gather_json([plan.count, len(devices)])
     if any(one != found[0] for one in found):
         raise DataError(
             f"the processes see different images or devices ([images, devices]: {found}): give all of them the same "
             "options, shared folders and equal machines."
         )
     each = 1 if devices[0].platform == "cpu" else 8
-    rows = min(args.batch or each * len(devices), count)
+    rows = args.batch or each * len(devices)
+    if plan.views.is_one:
+        rows = min(rows, plan.count)
     return rows if rows <= len(devices) else -(-rows // len(devices)) * len(devices)
 
 
@@ -249,6 +260,8 @@ def _describe(args: Args, config: Config, checkpoint: Checkpoint, batch_rows: in
         "processes": jax.process_count(),
         "threshold": args.threshold if args.draw else None,
         "draw": args.draw,
+        "tiles": [args.tiles, args.overlap] if args.tiles else None,
+        "tta": args.tta or None,
     }
 
 
@@ -292,7 +305,7 @@ def _detect(draws: bool, plan: Plan, detector: TrainedDetector, batch_rows: int,
 
     with contextlib.closing(part), contextlib.closing(progress):
         tasks = _tasks(plan, part, chunk, draws)
-        for position, row in detect_in_order(detector, tasks, batch_rows, chunk, draw):
+        for position, row in detect_in_order(detector, tasks, plan.views, batch_rows, chunk, draw):
             part.append(row)
             progress.update(position + 1)
 
