@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 
 from tood_jax.api import TrainedDetector
 from tood_jax.cli.prediction.rows import Row, row_of
+from tood_jax.cli.prediction.video import Frame, Video
 from tood_jax.config import DataConfig
 from tood_jax.data.errors import BrokenImageError
 from tood_jax.data.image_io import decode_image
@@ -29,7 +30,7 @@ class Task(NamedTuple):
     """An image to detect in."""
 
     position: int  # among all images of the job
-    path: ImagePath
+    path: ImagePath | Frame
     drawing: str  # the name of its drawing; "" for none
 
 
@@ -98,9 +99,43 @@ def detect_in_order(
     yield from finished()
 
 
+class DetectedFrame(NamedTuple):
+    """A frame of a video whose objects are detected."""
+
+    number: int
+    row: Row
+    drawing: np.ndarray | None  # [h, w, 3] uint8 RGB; None if it is not drawn
+
+
+def detect_in_frames(
+    detector: TrainedDetector,
+    video: Video,
+    views: Views,
+    batch_rows: int,
+    chunk: int,
+    draw: Callable[[np.ndarray, ImageDetections], np.ndarray] | None,
+) -> Iterator[DetectedFrame]:
+    """Yield the frames of a video in their order; arguments as for `detect_in_order`.
+
+    Args:
+        draw: returns a drawing of a frame, RGB; None for no drawings.
+    """
+    drawn: dict[str, np.ndarray] = {}  # frames whose rows are not finished yet
+
+    def keep(name: str, pixels: np.ndarray, found: ImageDetections) -> None:
+        if draw is not None:
+            drawn[name] = draw(pixels, found)
+
+    tasks = (Task(frame.number, frame, str(frame.number) if draw else "") for frame in video.frames())
+    for number, row in detect_in_order(detector, tasks, views, batch_rows, chunk, keep):
+        yield DetectedFrame(number, row, drawn.pop(str(number), None))
+
+
 def _read(data: DataConfig, views: Views, task: Task) -> _Image:
     """Decode an image and bring its views to their canvases; in a thread."""
     kinds: list[str] = []
+    if isinstance(task.path, Frame):
+        return _image(data, views, task, task.path.pixels)
     try:
         if isinstance(task.path, Path) and task.path.exists() and not os.access(task.path, os.R_OK):
             # otherwise the error looks like one of the machine
@@ -108,6 +143,10 @@ def _read(data: DataConfig, views: Views, task: Task) -> _Image:
         pixels = decode_image(task.path, bit_depth=data.bit_depth, noticed=kinds)
     except BrokenImageError as error:
         return _Image(task, str(task.path), str(error))
+    return _image(data, views, task, pixels, kinds)
+
+
+def _image(data: DataConfig, views: Views, task: Task, pixels: np.ndarray, kinds: Sequence[str] = ()) -> _Image:
     height, width = pixels.shape[:2]
     notes = tuple(f"it is one of the {kind}" for kind in kinds)
     kept = pixels if task.drawing else None
