@@ -12,15 +12,11 @@ import PIL.Image
 import pytest
 
 import tood_jax
+from tests.runs import save_random_run
 from tests.tiny import tiny_config
 from tood_jax.api import Detections
-from tood_jax.checkpoint.reader import nest
-from tood_jax.checkpoint.store import CheckpointStore
-from tood_jax.config import to_dict
 from tood_jax.data.dataset import ClassInfo
 from tood_jax.data.errors import DataError
-from tood_jax.models.build import build_model
-from tood_jax.weights.shapes import variable_shapes
 
 CLASSES = (ClassInfo(3, "disc"), ClassInfo(7, "a/b box"))
 SIZES = [(60, 40), (90, 30), (64, 64), (30, 60), (80, 40)]  # (height, width) of the pictures, on two canvases
@@ -40,14 +36,7 @@ def folder(tmp_path_factory):
         data=replace(config.data, buckets=((64, 32), (64, 64))),
         detect=replace(config.detect, score_threshold=0.001, max_detections=20),
     )
-    weights = {}
-    for name, shape in variable_shapes(build_model(config, len(CLASSES))).items():
-        is_positive = name.endswith(("/scale", "/var"))
-        weights[name] = rng.normal(1.0 if is_positive else 0.0, 0.1, shape).astype(np.float32)
-        weights[name] = np.abs(weights[name]) if is_positive else weights[name]
-    about = {"config": to_dict(config), "classes": [category._asdict() for category in CLASSES]}
-    with CheckpointStore(root / "run" / "checkpoints", 1) as store:
-        store.save(0, nest(weights), about)
+    save_random_run(config, CLASSES, rng)
     return root
 
 
