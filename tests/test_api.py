@@ -96,6 +96,17 @@ def test_an_image_smaller_than_a_tile_is_detected_as_without_tiles(folder, model
     assert len(model(files(folder)[1], tiles=48, tta="0.5").scores) == 20
 
 
+def test_tiles_and_variants_are_compiled_once(folder, model, caplog):
+    images = [np.random.default_rng(seed).integers(0, 256, (128, 192, 3), np.uint8) for seed in range(2)]
+    options = {"tiles": 64, "tta": "flip,0.5", "batch": 2}
+    first = model(images[0], **options)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        found = model(images, **options)
+    assert not [record for record in caplog.records if "Compiling jit" in record.getMessage()]
+    assert_same(found[0], first)
+    assert len(found) == 2
+
+
 @pytest.mark.parametrize("tiles", [0, 40])
 def test_with_flip_the_detections_of_the_mirrored_image_are_mirrored(model, tiles):
     pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)

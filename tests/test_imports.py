@@ -24,7 +24,7 @@ LAYERS = [  # from the bottom up; packages of one layer do not import each other
     {"weights", "evaluation", "training", "visualization"},
     {"api", "report"},
     {"cli"},
-    {"tools"},
+    {"tools", "integrations"},
 ]
 LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
 WITHOUT_JAX = {"types", "untrusted", "files", "config", "data"}

@@ -14,11 +14,11 @@ import pytest
 import tood_jax
 from tests.data.formats.test_tfds import prepare
 from tests.tiny import tiny_config
+from tood_jax.api.rows import encode_row
 from tood_jax.checkpoint.about_json import crc_of_json
 from tood_jax.checkpoint.store import open_checkpoint
 from tood_jax.cli import compare, evaluate, predict, to_array_record, train
 from tood_jax.cli.prediction.job import Part
-from tood_jax.cli.prediction.rows import encode_row
 from tood_jax.cli.prediction.thresholds import class_thresholds
 from tood_jax.cli.prediction.video import Video
 from tood_jax.cli.written_files import MARKER

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from tood_jax.api import TrainedDetector, load_trained_model
+from tood_jax.api.rows import import_pyarrow
 from tood_jax.checkpoint.store import Checkpoint
 from tood_jax.cli.common import (
     parse_with_checkpoint,
@@ -23,7 +24,7 @@ from tood_jax.cli.common import (
 )
 from tood_jax.cli.outputs import check_output_file, check_output_folder
 from tood_jax.cli.prediction.detect import DetectedFrame, Task, detect_in_frames, detect_in_order
-from tood_jax.cli.prediction.formats import FORMATS, check_labels_folder, import_pyarrow, open_writers
+from tood_jax.cli.prediction.formats import FORMATS, check_labels_folder, open_writers
 from tood_jax.cli.prediction.image_search import LeftOutFiles
 from tood_jax.cli.prediction.job import JobFolder, Part
 from tood_jax.cli.prediction.progress import Progress

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tood_jax.api import TrainedDetector
-from tood_jax.cli.prediction.rows import Row, row_of
+from tood_jax.api.rows import Row, row_of
 from tood_jax.cli.prediction.video import Frame, Video
 from tood_jax.config import DataConfig
 from tood_jax.data.errors import BrokenImageError

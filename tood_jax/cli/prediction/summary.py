@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tood_jax.cli.prediction.rows import Row
+from tood_jax.api.rows import Row
 from tood_jax.untrusted.printable import printable
 
 _MAX_NOTES = 20  # of a kind that are printed
