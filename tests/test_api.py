@@ -89,16 +89,15 @@ def test_a_list_a_glob_and_a_generator_give_a_list_in_their_order(folder, model,
 
 def test_an_image_smaller_than_a_tile_is_detected_as_without_tiles(folder, model):
     for path in files(folder):
-        one, expected = model(path, tiles=96, batch=2), model(path)
+        one, expected = model(path, tiles=96), model(path)
         np.testing.assert_array_equal(one.boxes, expected.boxes)
         np.testing.assert_array_equal(one.scores, expected.scores)
         np.testing.assert_array_equal(one.labels, expected.labels)
-    assert len(model(files(folder)[1], tiles=48, tta="0.5").scores) == 20
 
 
 def test_tiles_and_variants_are_compiled_once(folder, model, caplog):
     images = [np.random.default_rng(seed).integers(0, 256, (128, 192, 3), np.uint8) for seed in range(2)]
-    options = {"tiles": 64, "tta": "flip,0.5", "batch": 2}
+    options = {"tiles": 64, "tta": "flip", "batch": 2}
     first = model(images[0], **options)
     with jax.log_compiles(), caplog.at_level("WARNING"):
         found = model(images, **options)

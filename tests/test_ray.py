@@ -77,7 +77,7 @@ def assert_rows(rows, folder):
 def test_a_batch_of_files_becomes_rows(folder):
     files = sorted((folder / "pictures").iterdir())
     batch = {"path": np.asarray([str(file) for file in files]), "bytes": [file.read_bytes() for file in files]}
-    table = RayPredictor(str(folder / "run"), batch=4)(batch)
+    table = RayPredictor(str(folder / "run"), tta="")(batch)
     assert_rows(table.to_pylist(), folder)
 
 
