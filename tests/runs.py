@@ -13,8 +13,11 @@ import jax
 import numpy as np
 
 from tests.tiny import tiny_config
-from tood_jax.checkpoint.store import open_checkpoint
-from tood_jax.config import save_config
+from tood_jax.checkpoint.reader import nest
+from tood_jax.checkpoint.store import CheckpointStore, open_checkpoint
+from tood_jax.config import save_config, to_dict
+from tood_jax.models.build import build_model
+from tood_jax.weights.shapes import variable_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_COMPARED = ("time", "speed")  # of a line of metrics.jsonl: they tell of the machine, not of the run
@@ -96,3 +99,15 @@ def wait_for_step(workdir, step, process):
             pass
         time.sleep(0.05)
     raise TimeoutError(step)
+
+
+def save_random_run(config, classes, rng):
+    """A run folder at config.train.workdir with a checkpoint of random weights."""
+    weights = {}
+    for name, shape in variable_shapes(build_model(config, len(classes))).items():
+        is_positive = name.endswith(("/scale", "/var"))
+        weights[name] = rng.normal(1.0 if is_positive else 0.0, 0.1, shape).astype(np.float32)
+        weights[name] = np.abs(weights[name]) if is_positive else weights[name]
+    about = {"config": to_dict(config), "classes": [category._asdict() for category in classes]}
+    with CheckpointStore(Path(config.train.workdir) / "checkpoints", 1) as store:
+        store.save(0, nest(weights), about)

@@ -12,15 +12,11 @@ import PIL.Image
 import pytest
 
 import tood_jax
+from tests.runs import save_random_run
 from tests.tiny import tiny_config
 from tood_jax.api import Detections
-from tood_jax.checkpoint.reader import nest
-from tood_jax.checkpoint.store import CheckpointStore
-from tood_jax.config import to_dict
 from tood_jax.data.dataset import ClassInfo
 from tood_jax.data.errors import DataError
-from tood_jax.models.build import build_model
-from tood_jax.weights.shapes import variable_shapes
 
 CLASSES = (ClassInfo(3, "disc"), ClassInfo(7, "a/b box"))
 SIZES = [(60, 40), (90, 30), (64, 64), (30, 60), (80, 40)]  # (height, width) of the pictures, on two canvases
@@ -40,14 +36,7 @@ def folder(tmp_path_factory):
         data=replace(config.data, buckets=((64, 32), (64, 64))),
         detect=replace(config.detect, score_threshold=0.001, max_detections=20),
     )
-    weights = {}
-    for name, shape in variable_shapes(build_model(config, len(CLASSES))).items():
-        is_positive = name.endswith(("/scale", "/var"))
-        weights[name] = rng.normal(1.0 if is_positive else 0.0, 0.1, shape).astype(np.float32)
-        weights[name] = np.abs(weights[name]) if is_positive else weights[name]
-    about = {"config": to_dict(config), "classes": [category._asdict() for category in CLASSES]}
-    with CheckpointStore(root / "run" / "checkpoints", 1) as store:
-        store.save(0, nest(weights), about)
+    save_random_run(config, CLASSES, rng)
     return root
 
 
@@ -98,6 +87,40 @@ def test_a_list_a_glob_and_a_generator_give_a_list_in_their_order(folder, model,
     assert model([]) == []
 
 
+def test_an_image_smaller_than_a_tile_is_detected_as_without_tiles(folder, model):
+    for path in files(folder):
+        one, expected = model(path, tiles=96), model(path)
+        np.testing.assert_array_equal(one.boxes, expected.boxes)
+        np.testing.assert_array_equal(one.scores, expected.scores)
+        np.testing.assert_array_equal(one.labels, expected.labels)
+
+
+def test_tiles_and_variants_are_compiled_once(folder, model, caplog):
+    images = [np.random.default_rng(seed).integers(0, 256, (128, 192, 3), np.uint8) for seed in range(2)]
+    options = {"tiles": 64, "tta": "flip", "batch": 2}
+    first = model(images[0], **options)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        found = model(images, **options)
+    assert not [record for record in caplog.records if "Compiling jit" in record.getMessage()]
+    assert_same(found[0], first)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("tiles", [0, 40])
+def test_with_flip_the_detections_of_the_mirrored_image_are_mirrored(model, tiles):
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    found, mirrored = (model(image, tta="flip", tiles=tiles, overlap=0.4) for image in (pixels, pixels[:, ::-1].copy()))
+    assert len(found) == len(mirrored) == 20
+    np.testing.assert_allclose(mirrored.scores, found.scores, atol=1e-5)
+    expected = {(*np.round(box, 1), label) for box, label in zip(found.boxes, found.labels, strict=True)}
+    back = np.stack(
+        [64 - mirrored.boxes[:, 2], mirrored.boxes[:, 1], 64 - mirrored.boxes[:, 0], mirrored.boxes[:, 3]], 1
+    )
+    for box, label in zip(back, mirrored.labels, strict=True):
+        assert min(np.abs(np.asarray(one[:4]) - box).max() for one in expected if one[4] == label) < 0.1
+    assert np.abs(found.boxes - model(pixels).boxes).max() > 1  # the mirrored view adds something
+
+
 def test_a_threshold_leaves_out_lower_scores(folder, model):
     everything = model(files(folder)[0])
     threshold = float(everything.scores[4])
@@ -118,6 +141,8 @@ def test_a_threshold_leaves_out_lower_scores(folder, model):
         ([7], {}, DataError, "an image is a path, an array or a PIL image, not int"),
         ([], {"threshold": 2}, ValueError, "threshold=2"),
         ([], {"batch": 0}, ValueError, "batch=0"),
+        ([], {"tiles": 8}, ValueError, "tiles=8 must be at least 32"),
+        ([], {"tta": "mirror"}, ValueError, "tta has 'mirror': write flip, or a scale"),
     ],
 )
 def test_errors_name_what_is_wrong(model, images, options, error, message):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from tood_jax.geometry.boxes import aligned_iou, pairwise_iou
+from tood_jax.geometry.boxes import aligned_coverage, aligned_iou, pairwise_iou
 from tood_jax.types import Detections
 
 
@@ -204,3 +204,41 @@ def detect(
         )
 
     return jax.vmap(one)(scores, boxes, valid, sizes, scales, quality)
+
+
+COVERED = 0.5  # share of the area of a cut detection from which on a whole one replaces it
+COVERING_SCORE = 0.5  # of the cut detection's score, which the whole one must have
+
+
+def merge_views(
+    boxes: Float[Array, "s 4"],
+    scores: Float[Array, " s"],
+    labels: Int[Array, " s"],
+    is_cut: Bool[Array, " s"],
+    *,
+    iou_threshold: float,
+    max_detections: int,
+) -> Int[Array, " k"]:
+    """Merge the detections of all views of one image: `nms` over them, after those that a tile cut are replaced.
+
+    A tile shows a part of an object at its border, which has a small IoU with the object. Such a detection is dropped
+    if at least half of its area lies in a whole detection of its class with at least half of its score.
+
+    Args:
+        boxes: pixels of the image.
+        scores: 0 marks a detection that doesn't exist.
+        is_cut: the box ends at a border of its tile that is none of the image.
+        iou_threshold: as for `nms`.
+        max_detections: K.
+
+    Returns:
+        Positions of the kept detections, best first; -1 after the last.
+    """
+
+    def is_replaced(box, score, label):
+        covers = ~is_cut & (labels == label) & (scores >= COVERING_SCORE * score) & (scores > 0)
+        return (covers & (aligned_coverage(box, boxes) >= COVERED)).any()
+
+    replaced = is_cut & lax.map(lambda one: is_replaced(*one), (boxes, scores, labels), batch_size=256)
+    scores = jnp.where(replaced, 0, scores)
+    return nms(boxes, scores, labels, iou_threshold=iou_threshold, max_detections=max_detections)

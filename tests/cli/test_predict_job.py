@@ -101,7 +101,7 @@ def test_other_results_are_not_replaced(images, tmp_path, name):
 
 def test_a_missing_package_is_named_before_anything_is_computed(images, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match="--format parquet needs the package pyarrow: pip install pyarrow"):
+    with pytest.raises(ConfigError, match="Parquet needs the package pyarrow: pip install pyarrow"):
         plan_job(Args(images=(str(images),), out=str(tmp_path), format=("parquet",)))
 
 

@@ -14,12 +14,13 @@ import pytest
 import tood_jax
 from tests.data.formats.test_tfds import prepare
 from tests.tiny import tiny_config
+from tood_jax.api.rows import encode_row
 from tood_jax.checkpoint.about_json import crc_of_json
 from tood_jax.checkpoint.store import open_checkpoint
 from tood_jax.cli import compare, evaluate, predict, to_array_record, train
 from tood_jax.cli.prediction.job import Part
-from tood_jax.cli.prediction.rows import encode_row
 from tood_jax.cli.prediction.thresholds import class_thresholds
+from tood_jax.cli.prediction.video import Video
 from tood_jax.cli.written_files import MARKER
 from tood_jax.config import SplitConfig, save_config
 from tood_jax.data.errors import DataError
@@ -50,6 +51,71 @@ def test_eval_prints_and_writes_coco(trained, capsys, tmp_path):
     assert results
     assert set(results[0]) >= {"image_id", "category_id", "bbox", "score"}
     assert f"{len(results)} detections in 5 images written" in output
+
+
+def test_eval_and_predict_with_variants_detect_the_same(trained, capsys, tmp_path):
+    data, run = trained
+    evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / "r.json"), "--report=False", "--tta=flip,0.8"])
+    results = json.loads((tmp_path / "r.json").read_text())
+    words = ["--checkpoint", str(run), "--images", str(data / "val"), "--out", str(tmp_path / "out"), "--draw=False"]
+    predict.main([*words, "--tta=flip,0.8"])
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert len(found) == len(results) > 0
+    for one, other in zip(*(sorted(rows, key=lambda row: row["score"]) for rows in (found, results)), strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+    with pytest.raises(SystemExit):
+        predict.main([*words, "--resume"])
+    assert "tta was flip,0.8 and is None" in capsys.readouterr().err
+
+
+@pytest.fixture
+def clip(trained, tmp_path):
+    """A clip of 16 frames of 64×64."""
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))
+    images = sorted((trained[0] / "train").iterdir())
+    for path in [*images, *images[:4]]:
+        writer.write(cv2.imread(str(path)))
+    writer.release()
+    return tmp_path / "clip.avi"
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "detections.jsonl").read_text().splitlines()]
+
+
+def test_a_video_has_a_row_and_a_drawing_of_each_frame(trained, clip, capsys, tmp_path):
+    words = ["--checkpoint", str(trained[1]), "--images", str(clip), "--out", str(tmp_path / "out"), "--batch=1"]
+    predict.main([*words, "--format=jsonl", "--threshold=0.001"])
+    output = capsys.readouterr().out
+    assert re.search(r"[\d.]+ frames/s\n16 frames, ", output)
+    frames = [frame.pixels for frame in Video(str(clip)).frames()]
+    expected = tood_jax.load(trained[1])(frames)
+    for number, (row, one) in enumerate(zip(rows_of(tmp_path / "out"), expected, strict=True)):
+        assert row["path"] == f"{clip}/{number:06d}"
+        np.testing.assert_allclose(row["scores"], one.scores, atol=1e-5)
+    drawings = [frame.pixels for frame in Video(str(tmp_path / "out" / "clip.mp4")).frames()]
+    assert [drawing.shape for drawing in drawings] == [(448, 448, 3)] * 16
+    predict.main(words)  # replaces its own video
+    (tmp_path / "out" / "clip.mp4").write_bytes(b"mine")
+    with pytest.raises(SystemExit):
+        predict.main(words)
+    assert "was not written by this program" in capsys.readouterr().err
+
+
+def test_an_interrupted_video_has_the_rows_so_far(trained, clip, capsys, tmp_path, monkeypatch):
+    def frames(video, read=Video.frames):
+        for frame in read(video):
+            if frame.number == 14:
+                raise KeyboardInterrupt
+            yield frame
+
+    monkeypatch.setattr(Video, "frames", frames)
+    words = ["--checkpoint", str(trained[1]), "--images", str(clip), "--out", str(tmp_path / "out")]
+    predict.main([*words, "--format=jsonl", "--data.threads=1", "--batch=1"])
+    assert "the results have the frames so far" in capsys.readouterr().err
+    count = len(rows_of(tmp_path / "out"))
+    assert 0 < count < 14
+    assert len(list(Video(str(tmp_path / "out" / "clip.mp4")).frames())) == count
 
 
 def test_eval_equals_the_evaluation_in_training(trained, capsys, tmp_path):

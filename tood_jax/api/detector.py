@@ -15,10 +15,12 @@ from tood_jax.checkpoint.store import Checkpoint, CheckpointError
 from tood_jax.config import Config
 from tood_jax.config.validation import stored_config
 from tood_jax.data.dataset import ClassInfo, class_names
-from tood_jax.data.preprocess import Sample, batch_by_canvas, to_canvas
+from tood_jax.data.preprocess import batch_by_canvas
 from tood_jax.data.read_ahead import read_ahead
+from tood_jax.data.views import View, Views, parse_variants
 from tood_jax.distributed.sharding import make_mesh, replicated
 from tood_jax.evaluation.predict import ImageDetections, compile_detect_step, detect_batches
+from tood_jax.evaluation.views import ViewMerger
 from tood_jax.models.build import build_model
 from tood_jax.models.detector import Detector
 from tood_jax.types import Batch, Tree
@@ -59,59 +61,103 @@ class TrainedDetector:
         return class_names(self.classes)
 
     @overload
-    def __call__(self, images: str, threshold: float = ..., batch: int = ...) -> Any: ...
-
-    @overload
-    def __call__(self, images: Path | np.ndarray, threshold: float = ..., batch: int = ...) -> Detections: ...
+    def __call__(
+        self,
+        images: str,
+        threshold: float = ...,
+        batch: int = ...,
+        tiles: int = ...,
+        overlap: float = ...,
+        tta: str = ...,
+    ) -> Any: ...
 
     @overload
     def __call__(
-        self, images: Sequence[Image] | Iterator[Image], threshold: float = ..., batch: int = ...
+        self,
+        images: Path | np.ndarray,
+        threshold: float = ...,
+        batch: int = ...,
+        tiles: int = ...,
+        overlap: float = ...,
+        tta: str = ...,
+    ) -> Detections: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Sequence[Image] | Iterator[Image],
+        threshold: float = ...,
+        batch: int = ...,
+        tiles: int = ...,
+        overlap: float = ...,
+        tta: str = ...,
     ) -> list[Detections]: ...
 
     @overload
-    def __call__(self, images: Image, threshold: float = ..., batch: int = ...) -> Any: ...
+    def __call__(
+        self,
+        images: Image,
+        threshold: float = ...,
+        batch: int = ...,
+        tiles: int = ...,
+        overlap: float = ...,
+        tta: str = ...,
+    ) -> Any: ...
 
-    def __call__(self, images: Any, threshold: float = 0.0, batch: int = 1) -> Any:
+    def __call__(
+        self,
+        images: Any,
+        threshold: float = 0.0,
+        batch: int = 1,
+        tiles: int = 0,
+        overlap: float = 0.2,
+        tta: str = "",
+    ) -> Any:
         """Detect objects in one or several images.
 
         Args:
             images: an image: the path of a file, uint8 RGB values [height, width, 3] or a PIL image; or several: a
                 glob, a list or another iterable of images.
             threshold: smallest score of a detection, 0–1; those below detect.score_threshold never appear.
-            batch: number of images that are computed together. Several images of the same canvas fill a batch; a last
-                batch is padded, so that each canvas is compiled once.
+            batch: number of images, or views of them, that are computed together. Several of the same canvas fill a
+                batch; a last batch is padded, so that each canvas is compiled once.
+            tiles: side of the tiles in which a larger image is also detected, pixels of the image; 0 for none.
+            overlap: smallest share of a tile's side that neighbouring tiles have in common, 0–0.9.
+            tta: test-time augmentation: what is detected beside the image, such as "flip,0.8,1.2" (mirrored, and with
+                sides of 0.8 and 1.2 times the size), merged by NMS.
 
         Returns:
             The detections of an image, or a list of them in the order of the images.
 
         Raises:
             DataError: an image cannot be read or has another type, or a glob matches no file.
-            ValueError: `threshold` or `batch` is out of range.
+            ValueError: `threshold`, `batch`, `tiles`, `overlap` or `tta` is out of range.
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold} must be a number from 0 to 1.")
         if batch < 1:
             raise ValueError(f"batch={batch} must be at least 1.")
+        views = Views(tiles, overlap, parse_variants(tta))
         if is_single(images):
-            return self._detect_all([images], 1)[0].above(threshold)
-        return [found.above(threshold) for found in self._detect_all(list(list_images(images)), batch)]
+            return self._detect_all([images], 1 if views.is_one else batch, views)[0].above(threshold)
+        return [found.above(threshold) for found in self._detect_all(list(list_images(images)), batch, views)]
 
     def detect_batches(self, batches: Iterable[Batch]) -> Iterator[ImageDetections]:
         """Yield the detections of each image of the batches, which have a multiple of the devices in rows."""
         params, batch_stats = self._weights
         return detect_batches(self._step, params, batch_stats, batches, self._mesh)
 
-    def _detect_all(self, images: Sequence[Image], rows: int) -> list[Detections]:
-        """Return the detections of each image, computed in batches of `rows` images."""
+    def _detect_all(self, images: Sequence[Image], rows: int, views: Views) -> list[Detections]:
+        """Return the detections of each image, computed in batches of `rows` views."""
         data = self.config.data
 
-        def read(numbered: tuple[int, Image]) -> tuple[int, tuple[int, int], Sample]:
+        def read(numbered: tuple[int, Image]) -> tuple[int, list[View]]:
             index, image = numbered
-            return index, *to_canvas(to_pixels(image, data.bit_depth), data)
+            return index, views.of(to_pixels(image, data.bit_depth), data)
 
-        samples = read_ahead(read, enumerate(images), data.threads)
-        found = self.detect_batches(batch_by_canvas(samples, rows))
+        merger = ViewMerger(self.config.detect)
+        samples = merger.samples(read_ahead(read, enumerate(images), data.threads))
+        found = merger.merge(self.detect_batches(batch_by_canvas(samples, rows)))
         ordered = sorted(found, key=lambda one: one.image_index)
         return [
             Detections(one.boxes, one.scores, one.labels, self.classes, image, data.bit_depth)

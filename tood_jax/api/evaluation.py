@@ -9,15 +9,19 @@ from tood_jax.checkpoint.store import Checkpoint
 from tood_jax.config import Config, ConfigError, SplitConfig
 from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import load_dataset
+from tood_jax.data.views import PLAIN, Variant, parse_variants
 from tood_jax.distributed.host_sync import is_primary
 from tood_jax.distributed.process_group import connect_processes
 from tood_jax.distributed.sharding import make_mesh, put_whole, replicated
-from tood_jax.evaluation.evaluate import Evaluation, evaluate_set
+from tood_jax.evaluation.evaluate import Evaluation, Merge, evaluate_set
 from tood_jax.evaluation.predict import compile_detect_step
 
 
 def evaluate(
-    checkpoint: str | Path, split: SplitConfig | None = None, step: int | Literal["best", "latest"] = "best"
+    checkpoint: str | Path,
+    split: SplitConfig | None = None,
+    step: int | Literal["best", "latest"] = "best",
+    tta: str = "",
 ) -> Evaluation:
     """Evaluate a trained detector on all devices.
 
@@ -25,24 +29,31 @@ def evaluate(
         checkpoint: as for `load`.
         split: the data set, for example `SplitConfig("val", "val.json")`; by default the val split of the config.
         step: as for `load`.
+        tta: test-time augmentation such as "flip,0.8,1.2", as for the detector that `load` returns.
 
     Returns:
         COCO's metrics (`.metrics.AP`, 0–1), the detections of each image, and the same as COCO results.
 
     Raises:
         CheckpointError: as for `load`.
-        ConfigError: the data set has other classes than the checkpoint.
+        ConfigError: the data set has other classes than the checkpoint, or `tta` is invalid.
         DataError: the data cannot be read.
     """
     opened, config = open_with_config(checkpoint, step)
     if split is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, val=split))
+    variants = parse_variants(tta)
     dataset = load_dataset(config.data.val, config.data.broken_images, for_evaluation=is_primary())
-    return evaluate_checkpoint(opened, dataset, config)
+    return evaluate_checkpoint(opened, dataset, config, variants)
 
 
-def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Evaluation:
+def evaluate_checkpoint(
+    checkpoint: Checkpoint, dataset: Dataset, config: Config, variants: tuple[Variant, ...] = (PLAIN,)
+) -> Evaluation:
     """Detect in every image of the data set with the weights of a checkpoint, on all devices.
+
+    Args:
+        variants: of each image, which are merged.
 
     Raises:
         ConfigError: the checkpoint was trained on other classes.
@@ -53,7 +64,9 @@ def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, config: Config
     connect_processes(mesh)
     detect_step = compile_detect_step(trained.model, config, mesh)
     params, batch_stats = put_whole((trained.params, trained.batch_stats), replicated(mesh))
-    return evaluate_set(detect_step, params, batch_stats, dataset, config.data, config.train.eval_batch_size, mesh)
+    merge = None if variants == (PLAIN,) else Merge(variants, config.detect)
+    rows = config.train.eval_batch_size
+    return evaluate_set(detect_step, params, batch_stats, dataset, config.data, rows, mesh, merge)
 
 
 def check_classes(trained: TrainedModel, dataset: Dataset, source: str) -> None:

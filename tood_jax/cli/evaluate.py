@@ -20,6 +20,7 @@ from tood_jax.cli.reports import check_report_folder, make_report, missed_sectio
 from tood_jax.config import Config, ConfigError
 from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import load_dataset
+from tood_jax.data.views import parse_variants
 from tood_jax.distributed.host_sync import is_primary
 from tood_jax.distributed.process_group import join
 from tood_jax.evaluation.coco_ap import format_table, write_results
@@ -43,6 +44,8 @@ class Args:
     out: str = ""
     """File for the detections as COCO results JSON; empty means STEP.results.json in the run's folder, or in the
     working directory for a model without a run."""
+    tta: str = ""
+    """Test-time augmentation: detect also in variants of each image, and merge: flip, scales, such as flip,0.8,1.2."""
     report: bool = True
     """Write a report: a page, tables and pictures, with the uncertainty of AP."""
     missed: bool = False
@@ -59,6 +62,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     args, config, checkpoint = parse_with_checkpoint(Args, argv, prog=prog, description=description)
     use_compilation_cache()
     with report_errors(prog):
+        variants = parse_variants(args.tta)
         run = Path() if isinstance(checkpoint, ModelFolder) else checkpoint.folder.parent.parent
         out = Path(args.out) if args.out else run / f"{checkpoint.step}.results.json"
         val = config.data.val
@@ -74,7 +78,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
         show = print_line if is_primary() else lambda _: False
         dataset = load_dataset(val, config.data.broken_images, for_evaluation=is_primary())
         show(f"val: {dataset.report.summary()}")
-        evaluation = evaluate_checkpoint(checkpoint, dataset, config)
+        evaluation = evaluate_checkpoint(checkpoint, dataset, config, variants)
         report = None
         if is_primary():
             write_results(evaluation.results, out)

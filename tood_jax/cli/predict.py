@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from tood_jax.api import TrainedDetector, load_trained_model
+from tood_jax.api.rows import import_pyarrow
 from tood_jax.checkpoint.store import Checkpoint
 from tood_jax.cli.common import (
     parse_with_checkpoint,
@@ -22,19 +23,21 @@ from tood_jax.cli.common import (
     use_compilation_cache,
 )
 from tood_jax.cli.outputs import check_output_file, check_output_folder
-from tood_jax.cli.prediction.detect import Task, detect_in_order
-from tood_jax.cli.prediction.formats import FORMATS, check_labels_folder, import_pyarrow, open_writers
+from tood_jax.cli.prediction.detect import DetectedFrame, Task, detect_in_frames, detect_in_order
+from tood_jax.cli.prediction.formats import FORMATS, check_labels_folder, open_writers
 from tood_jax.cli.prediction.image_search import LeftOutFiles
 from tood_jax.cli.prediction.job import JobFolder, Part
 from tood_jax.cli.prediction.progress import Progress
 from tood_jax.cli.prediction.readers import Images
-from tood_jax.cli.prediction.rows import Row
+from tood_jax.cli.prediction.summary import Summary
 from tood_jax.cli.prediction.thresholds import class_thresholds, describe_thresholds
 from tood_jax.cli.prediction.unique_names import UniqueNames, drawing_name
+from tood_jax.cli.prediction.video import Video, VideoDrawing, find_video
 from tood_jax.cli.written_files import WrittenFiles
 from tood_jax.config import Config, ConfigError
 from tood_jax.data.dataset import ClassInfo
 from tood_jax.data.errors import DataError
+from tood_jax.data.views import Views, parse_variants
 from tood_jax.distributed.host_sync import broadcast_json, gather_json, is_primary, run_on_primary
 from tood_jax.distributed.process_group import join
 from tood_jax.distributed.signals import EXIT_STATUS, Reason
@@ -46,7 +49,6 @@ from tood_jax.visualization.draw import draw_detections, encode_image, resize_fo
 PROG = "predict.py"
 FormatName = Literal["json", "jsonl", "csv", "yolo", "parquet"]
 _BATCHES = 16  # of a chunk
-_MAX_NOTES = 20  # of a kind that are printed
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Args:
     """best (by train.best), latest, or the number of a saved step."""
     images: tuple[str, ...] = ()
     """Image files, folders (searched recursively), globs in quotes, text files with a path per line (@FILE or
-    FILE.txt), tar files, folders of records; also gs://…"""
+    FILE.txt), tar files, folders of records; also gs://…; or one video: a file, the number of a camera, rtsp://…"""
     out: str = "predictions"
     """Folder for the drawings and detections."""
     format: tuple[FormatName, ...] = ("json",)
@@ -70,6 +72,12 @@ class Args:
     """Draw images; False writes only the detections."""
     batch: int = 0
     """Images per step of each process; 0 means 8 per GPU or TPU, 1 per CPU device."""
+    tiles: int = 0
+    """Detect in a larger image also in tiles of this side, pixels of the image, and merge; 0 means no tiles."""
+    overlap: float = 0.2
+    """Smallest share of a tile's side that neighbouring tiles have in common, 0 to 0.9."""
+    tta: str = ""
+    """Test-time augmentation: detect also in variants of the image, and merge: flip, scales, such as flip,0.8,1.2."""
     resume: bool = False
     """Continue an interrupted job; the same options must be given."""
 
@@ -79,41 +87,13 @@ class Plan:
     """What to read and to write."""
 
     images: Images
-    count: int
+    video: Video | None  # instead of images
+    count: int | None  # of images; None if a video doesn't tell it
+    views: Views
     out: Path
     written: WrittenFiles
     job: JobFolder
     left_out: LeftOutFiles
-
-
-@dataclass
-class Summary:
-    """What the rows of a job have."""
-
-    images: int = 0
-    detections: int = 0
-    above_threshold: int = 0
-    skipped: int = 0
-    notes: list[str] = field(default_factory=list)  # the first of each kind
-
-    def add(self, row: Row, thresholds: np.ndarray) -> None:
-        """Count a row; `thresholds` are those of the classes."""
-        if "error" in row:
-            self.skipped += 1
-            if self.skipped <= _MAX_NOTES:
-                self.notes.append(f"skipped: {row['error']}")
-            return
-        self.images += 1
-        self.detections += len(row["scores"])
-        self.above_threshold += sum(np.asarray(row["scores"]) >= thresholds[row["labels"]])
-        for note in row.get("notes", ()):
-            if len(self.notes) < 3 * _MAX_NOTES:
-                self.notes.append(f"note on {printable(row['path'])}: {note}.")
-
-    def messages(self) -> list[str]:
-        """Return what happened to single images."""
-        more = self.skipped - _MAX_NOTES
-        return [*self.notes, *([f"skipped: {more} more images; --format jsonl names all."] if more > 0 else [])]
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
@@ -131,8 +111,8 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
 
 def _run(args: Args, config: Config, checkpoint: Checkpoint, plan: Plan, prog: str) -> None:
     """Detect in all images and write all results, or say that this was done before."""
-    batch_rows = _batch_rows(args, plan.count)
-    if _begin(args, plan, _describe(args, config, checkpoint, batch_rows)):
+    batch_rows = _batch_rows(args, plan)
+    if _begin(args, plan, _describe(args, plan, config, checkpoint, batch_rows)):
         if is_primary():
             print_line(f"The job in {printable(args.out)}/ is complete.")
         return
@@ -169,8 +149,11 @@ def plan_job(args: Args) -> Plan:
         raise ConfigError(f"--batch={args.batch} must be at least 1, or 0 for the default.")
     if not args.format:
         raise ConfigError(f"--format is empty: name one of {', '.join(FORMATS)}.")
+    views = Views(args.tiles, args.overlap, parse_variants(args.tta))
     check_output_folder("--out", args.out)
     out = Path(args.out)
+    source = find_video(args.images)
+    video = None if source is None else _open_video(args, source)
     images, left_out = Images(args.images, out), LeftOutFiles()
     written = WrittenFiles(out)
     for name in args.format:
@@ -184,9 +167,26 @@ def plan_job(args: Args) -> Plan:
             sources = [pattern.removeprefix("@") for pattern in args.images]
             check_output_file("--out", path, partial(writer.is_own, path), sources)
     job = JobFolder(out)
-    count = _check_drawings(out, images, written, left_out) if args.draw else sum(1 for _ in images.find(left_out))
+    count: int | None
+    if video is not None:
+        count = video.count
+        if args.draw:
+            check_output_file("--out", out / video.drawing, lambda _: written.has(video.drawing), args.images)
+    elif args.draw:
+        count = _check_drawings(out, images, written, left_out)
+    else:
+        count = sum(1 for _ in images.find(left_out))
     out.mkdir(parents=True, exist_ok=True)
-    return Plan(images, count, out, written, job, left_out)
+    return Plan(images, video, count, views, out, written, job, left_out)
+
+
+def _open_video(args: Args, source: str) -> Video:
+    """Open a video. Raises ConfigError for what only images can do, and DataError."""
+    if args.resume:
+        raise ConfigError("--resume continues a job of images; a video is read from its start.")
+    if jax.process_count() > 1:
+        raise ConfigError("a video is read by one process: start predict.py without the launcher.")
+    return Video(source)
 
 
 def _check_drawings(out: Path, images: Images, written: WrittenFiles, left_out: LeftOutFiles) -> int:
@@ -216,22 +216,24 @@ def _check_drawings(out: Path, images: Images, written: WrittenFiles, left_out: 
     return count
 
 
-def _batch_rows(args: Args, count: int) -> int:
-    """Return the number of images per step: at most that of all images; a multiple of the devices, or fewer.
+def _batch_rows(args: Args, plan: Plan) -> int:
+    """Return the number of images per step: at most that of all views; a multiple of the devices, or fewer.
 
     Raises:
         ConfigError: --batch is no multiple of the devices.
         DataError: the processes find different images.
     """
     devices = jax.local_devices()
-    found = gather_json([count, len(devices)])
+    found = gather_json([plan.count, len(devices)])
     if any(one != found[0] for one in found):
         raise DataError(
             f"the processes see different images or devices ([images, devices]: {found}): give all of them the same "
             "options, shared folders and equal machines."
         )
     each = 1 if devices[0].platform == "cpu" else 8
-    rows = min(args.batch or each * len(devices), count)
+    rows = args.batch or each * len(devices)
+    if plan.views.is_one and plan.count is not None:
+        rows = min(rows, plan.count)
     return rows if rows <= len(devices) else -(-rows // len(devices)) * len(devices)
 
 
@@ -239,16 +241,18 @@ def _devices(batch_rows: int) -> Sequence[jax.Device]:
     return jax.local_devices()[:batch_rows]
 
 
-def _describe(args: Args, config: Config, checkpoint: Checkpoint, batch_rows: int) -> dict[str, Any]:
+def _describe(args: Args, plan: Plan, config: Config, checkpoint: Checkpoint, batch_rows: int) -> dict[str, Any]:
     """Return what must be equal to continue a job."""
     weights = json.dumps([checkpoint.leaves, asdict(config)], sort_keys=True, default=str)
     return {
-        "images": list(args.images),
+        "images": list(args.images) if plan.video is None else [plan.video.name],
         "weights and config": hashlib.sha256(weights.encode()).hexdigest()[:16],
         "batch": batch_rows,
         "processes": jax.process_count(),
         "threshold": args.threshold if args.draw else None,
         "draw": args.draw,
+        "tiles": [args.tiles, args.overlap] if args.tiles else None,
+        "tta": args.tta or None,
     }
 
 
@@ -283,18 +287,48 @@ def _detect(draws: bool, plan: Plan, detector: TrainedDetector, batch_rows: int,
     """Detect in the images of this process, and write a row for each as it comes."""
     chunk = batch_rows * _BATCHES
     part = Part(plan.job.part(jax.process_index(), jax.process_count()), chunk)
-    progress = Progress(plan.count, is_primary())
+    progress = Progress(plan.count, is_primary(), "images" if plan.video is None else "frames")
+    if plan.video is not None:
+        draw_frame = partial(_draw, class_names=detector.class_names, thresholds=thresholds) if draws else None
+        frames = detect_in_frames(detector, plan.video, plan.views, batch_rows, chunk, draw_frame)
+        drawing = VideoDrawing(plan.job.path / plan.video.drawing, plan.video.rate)
+        _detect_in_video(plan, part, frames, drawing, progress)
+        return
 
     def draw(name: str, pixels: np.ndarray, found: ImageDetections) -> None:
-        large, boxes = resize_for_drawing(pixels, found.boxes)
-        drawing = draw_detections(large, boxes, found.scores, found.labels, detector.class_names, thresholds)
+        drawing = _draw(pixels, found, detector.class_names, thresholds)
         plan.written.write(name, encode_image(name, drawing))
 
     with contextlib.closing(part), contextlib.closing(progress):
         tasks = _tasks(plan, part, chunk, draws)
-        for position, row in detect_in_order(detector, tasks, batch_rows, chunk, draw):
+        for position, row in detect_in_order(detector, tasks, plan.views, batch_rows, chunk, draw):
             part.append(row)
             progress.update(position + 1)
+
+
+def _detect_in_video(
+    plan: Plan, part: Part, frames: Iterator[DetectedFrame], drawing: VideoDrawing, progress: Progress
+) -> None:
+    """Write a row and a drawing for each frame as it comes; Ctrl-C ends the video there."""
+    with contextlib.closing(part), contextlib.closing(progress), contextlib.closing(drawing):
+        try:
+            for frame in frames:
+                part.append(frame.row)
+                if frame.drawing is not None:
+                    drawing.add(frame.drawing)
+                progress.update(frame.number + 1)
+        except KeyboardInterrupt:
+            print_warning("stopped: the results have the frames so far.")
+    if drawing.path.exists():
+        plan.written.move(drawing.path.name, drawing.path)
+    if progress.speed > 0:
+        print_line(f"{progress.speed:.1f} frames/s")
+
+
+def _draw(pixels: np.ndarray, found: ImageDetections, class_names: Sequence[str], thresholds: np.ndarray) -> np.ndarray:
+    """Return a drawing of the detections."""
+    large, boxes = resize_for_drawing(pixels, found.boxes)
+    return draw_detections(large, boxes, found.scores, found.labels, class_names, thresholds)
 
 
 def _tasks(plan: Plan, part: Part, chunk: int, draw: bool) -> Iterator[Task]:
@@ -338,11 +372,13 @@ def _write_results(
 
 def _report(out: str, plan: Plan, thresholds: np.ndarray, summary: Summary) -> None:
     """Print the result. Raises DataError if no file could be read."""
-    for text in [*plan.left_out.messages(), *summary.messages()]:
+    ended_early = [] if plan.video is None else plan.video.messages()
+    for text in [*plan.left_out.messages(), *summary.messages(), *ended_early]:
         print_warning(text)
+    unit = "images" if plan.video is None else "frames"
     print_line(
-        f"{summary.images} images, {summary.above_threshold} detections of score ≥ "
+        f"{summary.images} {unit}, {summary.above_threshold} detections of score ≥ "
         f"{describe_thresholds(thresholds)} ({summary.detections} in all) in {printable(out)}/"
     )
     if not summary.images:
-        raise DataError("none of the files could be read.")
+        raise DataError("none of the files could be read." if plan.video is None else "the video has no frame.")

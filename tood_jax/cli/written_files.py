@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tood_jax.untrusted.bounded_json import JsonError, as_text, parse_json
 from tood_jax.untrusted.regular_files import read_regular
@@ -36,10 +37,22 @@ class WrittenFiles:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file atomically, after adding it to the list."""
-        if self._hashes.get(name) != _hash(data):
+        self._list(name, _hash(data))
+        self._replace(name, data)
+
+    def move(self, name: str, path: Path) -> None:
+        """Move a complete file of the same file system to the folder, after adding it to the list."""
+        with path.open("rb") as file:
+            self._list(name, hashlib.file_digest(file, _new_hash).hexdigest())
+        os.replace(path, self._folder / name)
+
+    def _list(self, name: str, digest: str) -> None:
+        if self._hashes.get(name) != digest:
             with open(self._folder / MARKER, "a", encoding="utf-8") as marker:
-                marker.write(json.dumps({"name": name, "hash": _hash(data)}) + "\n")
-            self._hashes[name] = _hash(data)
+                marker.write(json.dumps({"name": name, "hash": digest}) + "\n")
+            self._hashes[name] = digest
+
+    def _replace(self, name: str, data: bytes) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=".tood_jax.", suffix=".tmp")
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -52,7 +65,11 @@ class WrittenFiles:
 
 
 def _hash(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    return _new_hash(data).hexdigest()
+
+
+def _new_hash(data: bytes = b"") -> Any:
+    return hashlib.blake2b(data, digest_size=8)
 
 
 def _read_marker(path: Path) -> dict[str, str]:

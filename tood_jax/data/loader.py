@@ -86,14 +86,23 @@ def train_batches(
 
 
 def eval_batches(
-    dataset: Dataset, data: DataConfig, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    dataset: Dataset,
+    data: DataConfig,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    flip: bool = False,
 ) -> BatchIterator:
-    """Return batches that contain every image exactly once over all processes, unflipped; filler rows have index -1.
+    """Return batches that contain every image exactly once over all processes; filler rows have index -1.
+
+    Args:
+        flip: exchange left and right.
 
     Raises:
         DataError: as `train_batches`.
     """
-    batches = evaluation_batches(_sizes(dataset), data, batch_size)
+    batches = evaluation_batches(_sizes(dataset), data, batch_size, flip)
     rows = process_rows(batch_size, process_index, process_count)
     return _iterate(dataset, data, rows, batches.__getitem__, 0, len(batches), for_training=False)
 

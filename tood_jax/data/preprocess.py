@@ -139,11 +139,15 @@ def write_sample(batch: Batch, row: int, sample: Sample, image_index: int) -> in
 
 
 def to_canvas(
-    image: np.ndarray, data: DataConfig, boxes: np.ndarray = _NO_BOXES, labels: np.ndarray = _NO_LABELS
+    image: np.ndarray,
+    data: DataConfig,
+    boxes: np.ndarray = _NO_BOXES,
+    labels: np.ndarray = _NO_LABELS,
+    flip: bool = False,
 ) -> tuple[tuple[int, int], Sample]:
     """Return the (height, width) of the canvas of an image in evaluation, and the image at its size on it."""
     canvas, size = choose_canvas(image.shape[:2], data.eval_short_side, data.max_long_side, canvases(data))
-    return canvas, preprocess(image, size, boxes=boxes, labels=labels)
+    return canvas, preprocess(image, size, boxes=boxes, labels=labels, flip=flip)
 
 
 def batch_by_canvas(samples: Iterable[tuple[int, tuple[int, int], Sample]], rows: int) -> Iterator[Batch]:

@@ -112,13 +112,13 @@ class TrainSampler:
         return [batches[i] for i in _random(self._seed, _SHUFFLE, epoch, 1).permutation(len(batches))]
 
 
-def evaluation_batches(sizes: np.ndarray, data: DataConfig, batch_size: int) -> list[BatchSpec]:
+def evaluation_batches(sizes: np.ndarray, data: DataConfig, batch_size: int, flip: bool = False) -> list[BatchSpec]:
     """Return batches that contain every image once, bucket by bucket; FILLER rows complete a bucket's last batch."""
     options = canvases(data)
     by_canvas: dict[tuple[int, int], list[RowSpec]] = {}
     for index, (height, width) in enumerate(np.asarray(sizes).tolist()):
         canvas, size = choose_canvas((height, width), data.eval_short_side, data.max_long_side, options)
-        by_canvas.setdefault(canvas, []).append(RowSpec(index, size))
+        by_canvas.setdefault(canvas, []).append(RowSpec(index, size, flip))
     batches = []
     for canvas, rows in sorted(by_canvas.items()):
         for start in range(0, len(rows), batch_size):

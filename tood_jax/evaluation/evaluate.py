@@ -3,14 +3,17 @@
 import contextlib
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from tood_jax.config import DataConfig
+from tood_jax.config import DataConfig, DetectConfig
+from tood_jax.data.counts import DataCounts
 from tood_jax.data.dataset import Dataset
 from tood_jax.data.loader import eval_batches
+from tood_jax.data.views import PLAIN, Placement, Variant, scaled_data
 from tood_jax.distributed.data_counts import sum_over_processes
 from tood_jax.distributed.host_sync import broadcast_json
 from tood_jax.evaluation.coco_ap import (
@@ -24,7 +27,15 @@ from tood_jax.evaluation.coco_ap import (
 )
 from tood_jax.evaluation.matches import count_classes, read_matches
 from tood_jax.evaluation.predict import DetectStep, ImageDetections, LossSums, detect_batches, mean_losses
+from tood_jax.evaluation.views import merge_detections
 from tood_jax.types import Tree
+
+
+class Merge(NamedTuple):
+    """Test-time augmentation: which variants of each image are detected, and how their detections are merged."""
+
+    variants: tuple[Variant, ...]
+    detect: DetectConfig
 
 
 class Evaluation(NamedTuple):
@@ -46,6 +57,7 @@ def evaluate_set(
     data: DataConfig,
     batch_size: int,
     mesh: Mesh,
+    merge: Merge | None = None,
 ) -> Evaluation:
     """Detect in every image of a data set, and compare the detections with its annotations.
 
@@ -59,17 +71,27 @@ def evaluate_set(
         data: how images are read and resized.
         batch_size: images per step over all processes.
         mesh: the devices.
+        merge: test-time augmentation; the losses and what was left out are those of the plain variant.
     """
-    batches = eval_batches(
-        dataset,
-        data,
-        batch_size=batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     loss_sums: list[LossSums] = []
-    with contextlib.closing(batches):
-        detections = list(detect_batches(detect_step, params, batch_stats, batches, mesh, loss_sums))
+
+    def detect(variant: Variant, sums: list[LossSums]) -> tuple[list[ImageDetections], DataCounts]:
+        batches = eval_batches(
+            dataset,
+            scaled_data(data, variant.scale),
+            batch_size=batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            flip=variant.is_flipped,
+        )
+        with contextlib.closing(batches):
+            found = list(detect_batches(detect_step, params, batch_stats, batches, mesh, sums))
+        return found, batches.counts
+
+    detections, counts = detect(PLAIN, loss_sums)
+    if merge is not None:
+        others = [(variant, detect(variant, [])[0]) for variant in merge.variants if variant != PLAIN]
+        detections = _merged(dataset, [(PLAIN, detections), *others], merge.detect)
     results = coco_results(
         [(image.boxes, image.scores, image.labels) for image in detections],
         [dataset.images[image.image_index].id for image in detections],
@@ -77,9 +99,23 @@ def evaluate_set(
     )
     values, thresholds = broadcast_json(lambda: _metrics_and_thresholds(dataset, results))
     metrics = CocoMetrics(**{**values, "class_ap": tuple(values["class_ap"])})
-    notes = [sum_over_processes(batches.counts).summary(), _describe_non_finite(detections)]
+    notes = [sum_over_processes(counts).summary(), _describe_non_finite(detections)]
     left_out = " ".join(note for note in notes if note)
     return Evaluation(metrics, detections, results, left_out, mean_losses(loss_sums), thresholds)
+
+
+def _merged(
+    dataset: Dataset, variants: Sequence[tuple[Variant, list[ImageDetections]]], detect: DetectConfig
+) -> list[ImageDetections]:
+    """Return the detections of each image from those of each variant, in the order of the first."""
+    found: dict[int, list[tuple[Placement, ImageDetections]]] = {}
+    for variant, detections in variants:
+        for one in detections:
+            image = dataset.images[one.image_index]
+            area = (0, 0, image.width, image.height)
+            placement = Placement((image.height, image.width), area, variant.is_flipped)
+            found.setdefault(one.image_index, []).append((placement, one))
+    return [merge_detections(views, detect) for views in found.values()]
 
 
 def _metrics_and_thresholds(

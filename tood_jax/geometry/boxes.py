@@ -42,6 +42,12 @@ def pairwise_iou(a: Float[Array, "p 4"], b: Float[Array, "q 4"], eps: float = 1e
     return aligned_iou(a[:, None], b[None, :], eps)
 
 
+def aligned_coverage(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"], eps: float = 1e-6) -> Float[Array, "*n"]:
+    """Share (0–1) of the area of each box of `a` that lies in the box of `b`; leading axes broadcast."""
+    intersection, _ = _intersection_and_union(a, b, eps)
+    return intersection / jnp.maximum(area_xyxy(a), eps)
+
+
 def aligned_giou(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"], eps: float = 1e-6) -> Float[Array, "*n"]:
     """Generalised IoU (-1–1) pair by pair (Rezatofighi et al. 2019)."""
     intersection, union = _intersection_and_union(a, b, eps)

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Protocol, TextIO
+from typing import ClassVar, Protocol, TextIO
 
 import numpy as np
 
+from tood_jax.api.rows import Row, encode_row, import_pyarrow, parquet_schema
 from tood_jax.cli.outputs import is_results_file, starts_with_keys
 from tood_jax.cli.prediction.image_search import LABELS
-from tood_jax.cli.prediction.rows import Row, encode_row
 from tood_jax.cli.prediction.unique_names import UniqueNames
 from tood_jax.cli.written_files import WrittenFiles
 from tood_jax.config import ConfigError
@@ -158,18 +158,7 @@ class ParquetWriter(Writer):
 
     def __init__(self, part: Path, out: Path, classes: Sequence[ClassInfo]):
         arrow, parquet = import_pyarrow()
-        text, number = arrow.string(), arrow.float32()
-        columns = {
-            "path": text,
-            "width": arrow.int32(),
-            "height": arrow.int32(),
-            "boxes": arrow.list_(arrow.list_(number, 4)),
-            "scores": arrow.list_(number),
-            "labels": arrow.list_(arrow.int32()),
-            "names": arrow.list_(text),
-            "error": text,
-        }
-        self._schema = arrow.schema(columns.items(), metadata={"written_by": "tood_jax"})
+        self._schema = parquet_schema()
         self._table_of = arrow.Table.from_pylist
         self._writer = parquet.ParquetWriter(part, self._schema)
         self._rows: list[Row] = []
@@ -226,18 +215,6 @@ def open_writers(
         writer.finish()
         if (parts / name).exists():
             os.replace(parts / name, out / name)
-
-
-def import_pyarrow() -> tuple[Any, Any]:
-    """Return pyarrow and pyarrow.parquet. Raises ConfigError if the package is not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ConfigError(
-            "--format parquet needs the package pyarrow: pip install pyarrow, or write jsonl or csv."
-        ) from None
-    return pyarrow, pyarrow.parquet
 
 
 def check_labels_folder(folder: Path) -> None:

@@ -17,8 +17,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tood_jax.api.rows import Row, encode_row
 from tood_jax.cli.prediction.image_search import PARTS
-from tood_jax.cli.prediction.rows import Row, encode_row
 from tood_jax.config import ConfigError
 from tood_jax.data.errors import DataError
 from tood_jax.files import write_atomically

@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from tood_jax.api.detections import Detections
+from tood_jax.config import ConfigError
 from tood_jax.data.dataset import ClassInfo
 from tood_jax.evaluation.predict import ImageDetections
 
@@ -17,7 +19,11 @@ Row = dict[str, Any]
 
 
 def row_of(
-    path: str, size: tuple[int, int], found: ImageDetections, classes: Sequence[ClassInfo], notes: Sequence[str]
+    path: str,
+    size: tuple[int, int],
+    found: ImageDetections | Detections,
+    classes: Sequence[ClassInfo],
+    notes: Sequence[str],
 ) -> Row:
     """Return the row of an image.
 
@@ -40,3 +46,30 @@ def row_of(
 def encode_row(row: Row) -> bytes:
     """Return the line of a row."""
     return json.dumps(row).encode() + b"\n"
+
+
+def parquet_schema() -> Any:
+    """Return the `pyarrow.Schema` of rows. Raises ConfigError if the package is not installed."""
+    arrow, _ = import_pyarrow()
+    text, number = arrow.string(), arrow.float32()
+    columns = {
+        "path": text,
+        "width": arrow.int32(),
+        "height": arrow.int32(),
+        "boxes": arrow.list_(arrow.list_(number, 4)),
+        "scores": arrow.list_(number),
+        "labels": arrow.list_(arrow.int32()),
+        "names": arrow.list_(text),
+        "error": text,
+    }
+    return arrow.schema(columns.items(), metadata={"written_by": "tood_jax"})
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """Return pyarrow and pyarrow.parquet. Raises ConfigError if the package is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError("Parquet needs the package pyarrow: pip install pyarrow, or write another format.") from None
+    return pyarrow, pyarrow.parquet
