@@ -1,0 +1,82 @@
+"""`tood export`: the folder that it writes runs alone, and damage is found."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tood_jax import api
+from tood_jax.cli import export
+from tood_jax.export import program
+from tood_jax.export.exported import exported_run
+from tood_jax.export.folder import ExportError, open_exported
+
+pytestmark = pytest.mark.slow
+
+ALONE = """
+import runpy, sys
+for name in ("tood_jax", "flax", "optax", "orbax", "cv2", "ml_collections"):
+    sys.modules[name] = None  # its import fails
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_manifest_has_the_checksum_of_every_file(exported):
+    manifest = json.loads((exported / "manifest.json").read_text())
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in exported.iterdir()}
+    files.pop("manifest.json")
+    assert manifest["sha256"] == files
+    assert set(files) == {"detector_64x64.stablehlo", "weights.safetensors", "run.py", "parity.json"}
+    assert manifest["stablehlo"]["platforms"] == ["cpu", "cuda", "tpu"]
+    assert len((exported / "run.py").read_text().splitlines()) <= 60
+
+
+def test_parity_covers_odd_sizes_and_batches(exported):
+    parity = json.loads((exported / "parity.json").read_text())["stablehlo"]
+    names = {image["image"] for image in parity["batch 1"]["images"]}
+    assert {"1×1", "37×1333", "1333×37", "65×128"} <= names
+    assert parity["batch 1"]["detections"] > 100
+    assert parity["batch 8"]["images"]
+
+
+def test_the_folder_runs_without_this_package(exported, random_run, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 61, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-I", "-c", ALONE, str(copy / "run.py"), str(tmp_path / "noise.png")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    expected = api.load(random_run)(pixels)
+    assert len(rows) == len(expected) > 10
+    np.testing.assert_allclose([row["box"] for row in rows], expected.boxes, atol=1e-3)
+    np.testing.assert_allclose([row["score"] for row in rows], expected.scores, atol=1e-4)
+    assert [row["category"] for row in rows] == list(expected.names)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "detector_64x64.stablehlo"])
+def test_a_changed_file_is_refused(exported, tmp_path, name):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    data = bytearray((copy / name).read_bytes())
+    data[-1] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(ExportError, match=f"{name} differs from the sha256"):
+        exported_run(open_exported(copy))
+
+
+def test_a_program_with_other_results_is_not_exported(random_run, tmp_path, monkeypatch, capsys):
+    right = program.canvas_sizes
+    monkeypatch.setattr(program, "canvas_sizes", lambda *args: (right(*args)[0], right(*args)[1] * 1.01))
+    with pytest.raises(SystemExit) as ended:
+        export.main(["--checkpoint", str(random_run), "--out", str(tmp_path / "out"), "--compared_images=0"])
+    assert ended.value.code == 1
+    assert "gives other detections than the checkpoint on 1×1" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,113 @@
+"""Folders of exported detectors.
+
+manifest.json         classes, thresholds, canvases, inputs and outputs, versions, and the SHA-256 of every file
+weights.safetensors   the weights in float32 under flax names: the first argument of each program
+*.stablehlo           one program per canvas, in the format of `jax.export`
+run.py                detects objects in images, without this package
+parity.json           how far the results differ from those of the checkpoint
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tood_jax.checkpoint.about_json import MAX_ABOUT_BYTES, check_about
+from tood_jax.checkpoint.reader import CheckpointError
+from tood_jax.config import Config
+from tood_jax.config.validation import stored_config
+from tood_jax.data.dataset import ClassInfo
+from tood_jax.files import write_atomically
+from tood_jax.untrusted.bounded_json import JsonError, as_integer, parse_json
+from tood_jax.untrusted.printable import printable
+from tood_jax.untrusted.regular_files import read_regular
+
+MANIFEST, WEIGHTS, PARITY = "manifest.json", "weights.safetensors", "parity.json"
+FORMAT = "tood_jax export 1"
+_MAX_PROGRAM_BYTES = 1 << 30
+_HASH = "sha256"
+
+
+class ExportError(CheckpointError):
+    """A detector can't be exported, or an exported folder can't be used."""
+
+
+@dataclass(frozen=True)
+class ExportedFolder:
+    """An exported folder whose manifest was checked."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    config: Config
+    classes: tuple[ClassInfo, ...]
+    programs: Mapping[tuple[int, int], str]
+    """File of the StableHLO program of each canvas (height, width), smallest canvas first."""
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file.
+
+        Raises:
+            ExportError: the manifest does not name it, it can't be read, or its checksum is wrong.
+        """
+        expected = self.manifest[_HASH].get(name)
+        if expected is None:
+            raise ExportError(f"{self.folder / MANIFEST} has no {_HASH} of {printable(name)}: export it again.")
+        try:
+            data = read_regular(self.folder / name, _MAX_PROGRAM_BYTES)
+        except OSError as error:
+            raise ExportError(f"{self.folder / name} can't be read ({error.strerror or error}).") from None
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise ExportError(f"{self.folder / name} differs from the {_HASH} in {MANIFEST}: copy or export it again.")
+        return data
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Return whether this is an exported folder, by its manifest."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file that people can read."""
+    write_atomically(path, f"{json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode())
+
+
+def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write the manifest, with the SHA-256 of all other files of the folder."""
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    write_json(folder / MANIFEST, {"format": FORMAT, **values, _HASH: hashes})
+
+
+def open_exported(folder: str | Path) -> ExportedFolder:
+    """Open an exported folder; its other files are checked when they are read. Raises ExportError."""
+    path = Path(folder) / MANIFEST
+    try:
+        values = parse_json(read_regular(path, MAX_ABOUT_BYTES), MAX_ABOUT_BYTES)
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise JsonError(f"has no format {FORMAT!r}; export the checkpoint again")
+        if not isinstance(values.get(_HASH), dict):
+            raise JsonError(f"has no table {_HASH!r}; export the checkpoint again")
+        check_about({key: values.get(key) for key in ("config", "classes")})
+        programs = _programs(values.get("stablehlo"))
+    except JsonError as error:
+        raise ExportError(f"{path} {error}.") from None
+    except OSError as error:
+        raise ExportError(f"{path} can't be read ({error.strerror or error}).") from None
+    classes = tuple(ClassInfo(one["id"], one["name"]) for one in values["classes"])
+    config, _ = stored_config(values.get("config"), path)
+    return ExportedFolder(Path(folder), values, config, classes, programs)
+
+
+def _programs(section: Any) -> dict[tuple[int, int], str]:
+    found = {}
+    for entry in section.get("programs", ()) if isinstance(section, dict) else ():
+        canvas, file = (entry.get("canvas"), entry.get("file")) if isinstance(entry, dict) else (None, None)
+        sides = [as_integer(side, 1, 1 << 16) or 0 for side in canvas] if isinstance(canvas, list) else []
+        if len(sides) != 2 or 0 in sides or not isinstance(file, str) or Path(file).name != file:
+            raise JsonError(
+                "has a program in 'stablehlo' without a canvas and a file name; export the checkpoint again"
+            )
+        found[sides[0], sides[1]] = file
+    return found
