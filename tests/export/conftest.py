@@ -44,5 +44,5 @@ def random_run(tmp_path_factory):
 def exported(random_run, unchecked_shapes):
     """The folder that `tood export` wrote."""
     out = random_run.parent / "exported"
-    export.main(["--checkpoint", str(random_run), "--out", str(out), "--compared_images=1"])
+    export.main(["--checkpoint", str(random_run), "--out", str(out), "--compared_images=1", "--formats=stablehlo,onnx"])
     return out

@@ -24,6 +24,8 @@ import runpy, sys
 for name in ("tood_jax", "flax", "optax", "orbax", "cv2", "ml_collections"):
     sys.modules[name] = None  # its import fails
 sys.argv = sys.argv[1:]
+if sys.argv[0].endswith("run_onnx.py"):
+    sys.modules["jax"] = None
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -33,25 +35,28 @@ def test_the_manifest_has_the_checksum_of_every_file(exported):
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in exported.iterdir()}
     files.pop("manifest.json")
     assert manifest["sha256"] == files
-    assert set(files) == {"detector_64x64.stablehlo", "weights.safetensors", "run.py", "parity.json"}
+    onnx_files = {"detector_64x64_batch1.onnx", "detector_64x64_batch8.onnx", "run_onnx.py"}
+    assert set(files) == {"detector_64x64.stablehlo", "weights.safetensors", "run.py", "parity.json"} | onnx_files
     assert manifest["stablehlo"]["platforms"] == ["cpu", "cuda", "tpu"]
-    assert len((exported / "run.py").read_text().splitlines()) <= 60
+    assert all(len((exported / name).read_text().splitlines()) <= 60 for name in ("run.py", "run_onnx.py"))
 
 
-def test_parity_covers_odd_sizes_and_batches(exported):
-    parity = json.loads((exported / "parity.json").read_text())["stablehlo"]
+@pytest.mark.parametrize("name", ["stablehlo", "onnx"])
+def test_parity_covers_odd_sizes_and_batches(exported, name):
+    parity = json.loads((exported / "parity.json").read_text())[name]
     names = {image["image"] for image in parity["batch 1"]["images"]}
     assert {"1×1", "37×1333", "1333×37", "65×128"} <= names
     assert parity["batch 1"]["detections"] > 100
     assert parity["batch 8"]["images"]
 
 
-def test_the_folder_runs_without_this_package(exported, random_run, tmp_path):
+@pytest.mark.parametrize("script", ["run.py", "run_onnx.py"])
+def test_the_folder_runs_without_this_package(exported, random_run, tmp_path, script):
     copy = shutil.copytree(exported, tmp_path / "copy")
-    pixels = np.random.default_rng(0).integers(0, 256, (50, 61, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 61, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "noise.png")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-I", "-c", ALONE, str(copy / "run.py"), str(tmp_path / "noise.png")]
+    command = [sys.executable, "-I", "-c", ALONE, str(copy / script), str(tmp_path / "noise.png")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]

@@ -27,7 +27,7 @@ def written(run, folder):
 def test_a_file_is_read_if_its_checksum_is_right(random_run, tmp_path):
     written(random_run, tmp_path)
     opened = open_exported(tmp_path)
-    assert opened.programs == {(64, 64): "a.stablehlo"}
+    assert opened.programs == {"stablehlo": (("a.stablehlo", (64, 64), 0),)}
     assert opened.classes[0].name
     assert opened.read("a.stablehlo") == b"program"
     (tmp_path / "a.stablehlo").write_bytes(b"Program")

@@ -33,6 +33,7 @@ def test_equal_scores_may_stand_in_any_order():
 
 def test_a_box_a_score_and_a_label_differ():
     assert differ(found([0.9]), found([0.9], shift=0.5)).box == 0.5
+    assert parity.difference(found([0.9]), found([0.9], shift=0.5), THRESHOLD, MOST, pixel=4.0).box == 0.125
     assert differ(found([0.9]), found([0.9005])).score == pytest.approx(0.0005, rel=1e-3)
     assert differ(found([0.9]), found([0.9], labels=[1])).unmatched == 2
 
@@ -46,7 +47,7 @@ def test_a_detection_may_be_missing_only_where_rounding_decides():
 
 
 def test_a_large_difference_names_the_image():
-    result = parity.compare(["a.jpg"], [found([0.9])], [found([0.9], shift=1.0)], THRESHOLD, MOST)
+    result = parity.compare(["a.jpg"], [found([0.9])], [found([0.9], shift=1.0)], THRESHOLD, MOST, [1.0])
     with pytest.raises(ExportError, match=r"a\.jpg \(difference of box 1\)"):
         parity.check(result, "program")
-    parity.check(parity.compare(["a.jpg"], [found([0.9])], [found([0.9])], THRESHOLD, MOST), "program")
+    parity.check(parity.compare(["a.jpg"], [found([0.9])], [found([0.9])], THRESHOLD, MOST, [1.0]), "program")

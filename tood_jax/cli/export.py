@@ -19,7 +19,8 @@ from tood_jax.data.image_io import decode_image
 from tood_jax.data.load_dataset import load_dataset
 from tood_jax.data.preprocess import canvases
 from tood_jax.evaluation.predict import ImageDetections
-from tood_jax.export.write import FORMATS, ComparedImages, ExportedModel, write_exported
+from tood_jax.export.model import ExportedModel
+from tood_jax.export.write import FORMATS, ComparedImages, write_exported
 from tood_jax.models.build import build_model
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.terminal import print_line
@@ -36,7 +37,7 @@ class Args:
     out: str = ""
     """The new folder that is written."""
     formats: str = "stablehlo"
-    """stablehlo; several are separated by commas."""
+    """stablehlo, onnx; several are separated by commas."""
     compared_images: int = 8
     """Images of the val split on which the programs are compared with the checkpoint, besides those of odd sizes."""
 

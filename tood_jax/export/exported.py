@@ -35,11 +35,12 @@ def exported_run(opened: ExportedFolder) -> Run:
     Raises:
         ExportError: a file is damaged or missing, or this JAX can't read the programs.
     """
-    if set(opened.programs) != set(canvases(opened.config.data)):
+    files = {one.canvas: one.file for one in opened.programs.get("stablehlo", ())}
+    if set(files) != set(canvases(opened.config.data)):
         raise ExportError(f"{opened.folder} has no StableHLO program for each canvas of its config: export it again.")
     opened.read(WEIGHTS)  # compares the checksum
     weights = jax.device_put(read_weights(opened.folder / WEIGHTS).tensors)
-    programs = {canvas: jax.jit(_deserialize(opened, name).call) for canvas, name in opened.programs.items()}
+    programs = {canvas: jax.jit(_deserialize(opened, name).call) for canvas, name in files.items()}
     return lambda canvas, images, sizes: programs[canvas](weights, images, sizes)
 
 
@@ -81,6 +82,13 @@ def fits_canvas(image: np.ndarray, data: DataConfig) -> bool:
     """Return whether an image needs no array that is larger than its canvas."""
     shape = _batch_shape(image.shape[:2], data)
     return shape.sides == shape.canvas
+
+
+def shrinkage(image: np.ndarray, data: DataConfig) -> float:
+    """Return by how much an image is shrunk on its canvas; 1 for one that is enlarged."""
+    size = image.shape[:2]
+    _, new = choose_canvas(size, data.eval_short_side, data.max_long_side, canvases(data))
+    return max(1.0, size[0] / new[0], size[1] / new[1])
 
 
 def _batch_shape(size: tuple[int, int], data: DataConfig) -> _Shape:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tood_jax.checkpoint.about_json import MAX_ABOUT_BYTES, check_about
 from tood_jax.checkpoint.reader import CheckpointError
@@ -25,13 +25,21 @@ from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.regular_files import read_regular
 
 MANIFEST, WEIGHTS, PARITY = "manifest.json", "weights.safetensors", "parity.json"
-FORMAT = "tood_jax export 1"
+FORMAT, FORMAT_NAMES = "tood_jax export 1", ("stablehlo", "onnx")
 _MAX_PROGRAM_BYTES = 1 << 30
 _HASH = "sha256"
 
 
 class ExportError(CheckpointError):
     """A detector can't be exported, or an exported folder can't be used."""
+
+
+class Program(NamedTuple):
+    """A file with the program of a canvas."""
+
+    file: str
+    canvas: tuple[int, int]  # (height, width) of the network's input, pixels
+    batch: int  # number of images; 0 for any
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,8 @@ class ExportedFolder:
     manifest: Mapping[str, Any]
     config: Config
     classes: tuple[ClassInfo, ...]
-    programs: Mapping[tuple[int, int], str]
-    """File of the StableHLO program of each canvas (height, width), smallest canvas first."""
+    programs: Mapping[str, tuple[Program, ...]]
+    """Of each format: its programs, smallest canvas first."""
 
     def read(self, name: str) -> bytes:
         """Return the content of a file.
@@ -90,7 +98,7 @@ def open_exported(folder: str | Path) -> ExportedFolder:
         if not isinstance(values.get(_HASH), dict):
             raise JsonError(f"has no table {_HASH!r}; export the checkpoint again")
         check_about({key: values.get(key) for key in ("config", "classes")})
-        programs = _programs(values.get("stablehlo"))
+        programs = {name: _programs(name, values.get(name)) for name in FORMAT_NAMES if name in values}
     except JsonError as error:
         raise ExportError(f"{path} {error}.") from None
     except OSError as error:
@@ -100,14 +108,14 @@ def open_exported(folder: str | Path) -> ExportedFolder:
     return ExportedFolder(Path(folder), values, config, classes, programs)
 
 
-def _programs(section: Any) -> dict[tuple[int, int], str]:
-    found = {}
+def _programs(name: str, section: Any) -> tuple[Program, ...]:
+    """Return the programs in the section of a format. Raises JsonError."""
+    found = []
     for entry in section.get("programs", ()) if isinstance(section, dict) else ():
-        canvas, file = (entry.get("canvas"), entry.get("file")) if isinstance(entry, dict) else (None, None)
+        given = entry if isinstance(entry, dict) else {}
+        canvas, file, batch = given.get("canvas"), given.get("file"), as_integer(given.get("batch", 0), 0, 1 << 16)
         sides = [as_integer(side, 1, 1 << 16) or 0 for side in canvas] if isinstance(canvas, list) else []
-        if len(sides) != 2 or 0 in sides or not isinstance(file, str) or Path(file).name != file:
-            raise JsonError(
-                "has a program in 'stablehlo' without a canvas and a file name; export the checkpoint again"
-            )
-        found[sides[0], sides[1]] = file
-    return found
+        if len(sides) != 2 or 0 in sides or batch is None or not isinstance(file, str) or Path(file).name != file:
+            raise JsonError(f"has a program in {name!r} without a canvas and a file name; export the checkpoint again")
+        found.append(Program(file, (sides[0], sides[1]), batch))
+    return tuple(found)

@@ -13,21 +13,28 @@ from tood_jax.evaluation.predict import ImageDetections
 from tood_jax.export.folder import ExportError
 from tood_jax.untrusted.printable import printable
 
-MAX_BOX_DIFFERENCE = 1e-3  # pixels of the original image
+MAX_BOX_DIFFERENCE = 1e-3  # pixels of the original image or, where that is resized to a smaller one, of the smaller
 MAX_SCORE_DIFFERENCE = 1e-4
 
 
 class Difference(NamedTuple):
     """How far the detections of an image differ."""
 
-    box: float  # pixels, largest of all sides of matched boxes
+    box: float  # pixels as for MAX_BOX_DIFFERENCE, largest of all sides of matched boxes
     score: float
     matched: int
     unmatched: int  # without those at the limit of being reported
 
 
-def difference(one: ImageDetections, other: ImageDetections, score_threshold: float, max_detections: int) -> Difference:
-    """Return how far two lists of detections of an image differ."""
+def difference(
+    one: ImageDetections, other: ImageDetections, score_threshold: float, max_detections: int, pixel: float = 1.0
+) -> Difference:
+    """Return how far two lists of detections of an image differ.
+
+    Args:
+        score_threshold, max_detections: of the config.
+        pixel: side of the pixels in which boxes are compared, in pixels of the original image; 1 or more.
+    """
     pairs = _match(one, other)
     first, second = (np.asarray(side, int) for side in (zip(*pairs, strict=True) if pairs else ((), ())))
     box = np.abs(one.boxes[first] - other.boxes[second]).max(initial=0)
@@ -38,7 +45,7 @@ def difference(one: ImageDetections, other: ImageDetections, score_threshold: fl
         lowest = found.scores.min() if full else score_threshold
         left = np.delete(found.scores, used)
         unmatched += int((left > lowest + MAX_SCORE_DIFFERENCE).sum())
-    return Difference(float(box), float(score), len(pairs), unmatched)
+    return Difference(float(box) / pixel, float(score), len(pairs), unmatched)
 
 
 def _match(one: ImageDetections, other: ImageDetections) -> list[tuple[int, int]]:
@@ -60,11 +67,13 @@ def compare(
     exported: Sequence[ImageDetections],
     score_threshold: float,
     max_detections: int,
+    pixels: Sequence[float],
 ) -> dict[str, Any]:
     """Return the content of a part of parity.json: the differences of each image and the largest of all."""
-    pairs = zip(original, exported, strict=True)
-    found = [difference(*pair, score_threshold, max_detections) for pair in pairs]
+    pairs = zip(original, exported, pixels, strict=True)
+    found = [difference(one, other, score_threshold, max_detections, pixel) for one, other, pixel in pairs]
     return {
+        "unit of boxes": "pixels of the image, or of the resized one if that is smaller",
         "limits": {"box": MAX_BOX_DIFFERENCE, "score": MAX_SCORE_DIFFERENCE, "unmatched": 0},
         "largest": {name: max(getattr(one, name) for one in found) for name in ("box", "score", "unmatched")},
         "detections": sum(one.matched for one in found),

@@ -6,36 +6,35 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from tood_jax.checkpoint.package_versions import package_versions
 from tood_jax.config import Config, to_dict
-from tood_jax.data.dataset import ClassInfo
 from tood_jax.data.preprocess import canvases
 from tood_jax.evaluation.predict import ImageDetections
 from tood_jax.export import parity, run_stablehlo
-from tood_jax.export.exported import Run, detect_images, exported_run, fits_canvas
+from tood_jax.export.exported import Run, detect_images, exported_run, fits_canvas, shrinkage
 from tood_jax.export.folder import PARITY, WEIGHTS, ExportError, open_exported, write_json, write_manifest
+from tood_jax.export.model import ExportedModel
+from tood_jax.export.onnx_program import onnx_run, write_onnx
 from tood_jax.export.program import PLATFORMS, export_program
-from tood_jax.models.detector import Detector
 from tood_jax.weights.files import write_weights
 
 COMPATIBILITY = (
     "jax.export keeps a program readable for six months: by a JAX up to six months newer than versions.jax, and up to "
     "three weeks older."
 )
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "tood_jax")
-
-
-class ExportedModel(NamedTuple):
-    """What is exported."""
-
-    model: Detector
-    weights: Mapping[str, np.ndarray]  # float32 by flax name
-    classes: tuple[ClassInfo, ...]
-    config: Config
-    step: int
+_ARGUMENTS = [
+    {"name": "images", "type": "uint8", "shape": ["B", "h", "w", 3], "value": "RGB, padded below and at the right"},
+    {"name": "sizes", "type": "int32", "shape": ["B", 2], "value": "(height, width) of each image, pixels"},
+]
+_RESULTS = [
+    {"name": "boxes", "type": "float32", "shape": ["B", "K", 4], "value": "xyxy, pixels of the original image"},
+    {"name": "scores", "type": "float32", "shape": ["B", "K"], "value": "0 to 1, best first"},
+    {"name": "labels", "type": "int32", "shape": ["B", "K"], "value": "positions in classes; -1 is padding"},
+    {"name": "counts", "type": "int32", "shape": ["B"], "value": "number of detections"},
+]
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "onnx", "onnxruntime", "tood_jax")
 
 
 class ComparedImages(NamedTuple):
@@ -66,17 +65,7 @@ def write_stablehlo(folder: Path, exported: ExportedModel) -> dict[str, Any]:
         "platforms": list(PLATFORMS),
         "calling_convention_version": version,
         "compatibility": COMPATIBILITY,
-        "arguments": [
-            {"name": "weights", "value": f"dict of the arrays of {WEIGHTS} by name"},
-            {"name": "images", "type": "uint8", "shape": ["B", "h", "w", 3], "value": "RGB, padded below and right"},
-            {"name": "sizes", "type": "int32", "shape": ["B", 2], "value": "(height, width) of each image, pixels"},
-        ],
-        "results": [
-            {"name": "boxes", "type": "float32", "shape": ["B", "K", 4], "value": "xyxy, pixels of the image"},
-            {"name": "scores", "type": "float32", "shape": ["B", "K"], "value": "0 to 1, best first"},
-            {"name": "labels", "type": "int32", "shape": ["B", "K"], "value": "positions in classes; -1 is padding"},
-            {"name": "counts", "type": "int32", "shape": ["B"], "value": "number of detections"},
-        ],
+        "first_argument": f"dict of the arrays of {WEIGHTS} by name",
     }
 
 
@@ -87,7 +76,7 @@ class Format(NamedTuple):
     run: Callable[[Any], Run]  # of an ExportedFolder
 
 
-FORMATS = {"stablehlo": Format(write_stablehlo, exported_run)}
+FORMATS = {"stablehlo": Format(write_stablehlo, exported_run), "onnx": Format(write_onnx, onnx_run)}
 
 
 def write_exported(
@@ -139,7 +128,8 @@ def _manifest(exported: ExportedModel) -> dict[str, Any]:
         "short_side": data.eval_short_side,
         "max_long_side": data.max_long_side,
         "canvases": [list(canvas) for canvas in canvases(data)],
-        "batch": "any",
+        "arguments": _ARGUMENTS,
+        "results": _RESULTS,
         "versions": package_versions(_PACKAGES),
         "config": to_dict(exported.config),
     }
@@ -156,14 +146,15 @@ def _compare(folder: Path, name: str, config: Config, test: ComparedImages, rows
             found,
             config.detect.score_threshold,
             config.detect.max_detections,
+            [shrinkage(image, config.data) for _, image in numbered],
         )
         parity.check(result, f"{name} program at batch {count}")
         results[f"batch {count}"] = result
-    return {"backend": jax.default_backend(), **results}
+    return results
 
 
 def _describe(name: str, results: Mapping[str, Any]) -> str:
-    compared = [result for result in results.values() if isinstance(result, dict)]
+    compared = list(results.values())
     box, score = (max(result["largest"][what] for result in compared) for what in ("box", "score"))
     images, detections = len(compared[0]["images"]), compared[0]["detections"]
     note = "" if detections else " Note: nothing was detected, so boxes were not compared; name images with objects."
