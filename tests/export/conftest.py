@@ -30,7 +30,7 @@ def random_run(tmp_path_factory):
     """Folder of a run whose weights were not trained; its detections are many and of low scores."""
     root = tmp_path_factory.mktemp("export")
     write_shapes(root / "set", ShapesConfig(train_images=1, val_images=3, height=(64, 96), width=(64, 96), seed=3))
-    config = tiny_config(root / "set", root / "run")
+    config = tiny_config(root / "set", root / "run", eval_batch_size=8)
     config = dataclasses.replace(config, detect=dataclasses.replace(config.detect, score_threshold=0.001))
     classes = load_dataset(config.data.val).classes
     variables = jax.tree.map(np.asarray, random_variables(build_model(config, len(classes))))

@@ -12,10 +12,9 @@ import pytest
 from PIL import Image
 
 from tood_jax import api
-from tood_jax.cli import export
+from tood_jax.cli import evaluate, export
 from tood_jax.export import program
-from tood_jax.export.exported import exported_run
-from tood_jax.export.folder import ExportError, open_exported
+from tood_jax.export.folder import ExportError
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +73,7 @@ def test_a_changed_file_is_refused(exported, tmp_path, name):
     data[-1] ^= 1
     (copy / name).write_bytes(data)
     with pytest.raises(ExportError, match=f"{name} differs from the sha256"):
-        exported_run(open_exported(copy))
+        api.load(copy)
 
 
 def test_a_program_with_other_results_is_not_exported(random_run, tmp_path, monkeypatch, capsys):
@@ -85,3 +84,44 @@ def test_a_program_with_other_results_is_not_exported(random_run, tmp_path, monk
     assert ended.value.code == 1
     assert "gives other detections than the checkpoint on 1×1" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def without(folder, name, tmp_path):
+    """A copy of an exported folder without the programs of a format."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest[name]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+@pytest.mark.parametrize("absent", ["onnx", "stablehlo"])
+def test_an_exported_folder_is_loaded_like_a_checkpoint(exported, random_run, tmp_path, absent):
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((90, 61), (40, 50), (64, 64))]
+    detector = api.load(without(exported, absent, tmp_path))
+    found, expected = detector(images, batch=2), api.load(random_run)(images)
+    for one, other in zip(found, expected, strict=True):
+        assert len(one) == len(other) > 10
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+    assert detector.class_names == api.load(random_run).class_names
+
+
+def test_eval_of_an_exported_folder_gives_the_metrics_of_the_checkpoint(exported, random_run, tmp_path, capsys):
+    data = random_run.parent / "set"
+    split = [f"--data.val.images={data}/val", f"--data.val.annotations={data}/annotations/instances_val.json"]
+    results = []
+    for checkpoint in (exported, random_run):
+        out = tmp_path / f"{checkpoint.name}.json"
+        evaluate.main(["--checkpoint", str(checkpoint), "--out", str(out), "--report=False", *split])
+        results.append(
+            (capsys.readouterr().out.split("detections in")[0].splitlines()[2:], json.loads(out.read_text()))
+        )
+    (table, one), (other_table, other) = results
+    assert table[:-1] == other_table[:-1]
+    assert len(one) == len(other) > 100
+    np.testing.assert_allclose([row["score"] for row in one], [row["score"] for row in other], atol=1e-4)
+    with pytest.raises(SystemExit):
+        evaluate.main(["--checkpoint", str(exported), "--detect.nms_iou=0.5", "--report=False", *split])
+    assert "are parts of an exported program" in capsys.readouterr().err

@@ -12,14 +12,16 @@ from tood_jax.cli import export
 from tood_jax.export.folder import ExportError, open_exported, write_manifest
 from tood_jax.export.program import export_program
 from tood_jax.models.build import build_model
+from tood_jax.weights.files import write_weights
 from tood_jax.weights.shapes import variable_shapes
 
 
 def written(run, folder):
     about = open_checkpoint(run).about
     programs = [{"canvas": [64, 64], "file": "a.stablehlo"}]
-    values = {"classes": about["classes"], "config": about["config"], "stablehlo": {"programs": programs}}
+    values = {"classes": about["classes"], "config": about["config"], "step": 0, "stablehlo": {"programs": programs}}
     (folder / "a.stablehlo").write_bytes(b"program")
+    write_weights(folder / "weights.safetensors", {"params/a": np.ones(3, np.float32)}, None, {})
     write_manifest(folder, values)
     return json.loads((folder / "manifest.json").read_text())
 

@@ -70,6 +70,20 @@ def evaluate_set(
     loss_sums: list[LossSums] = []
     with contextlib.closing(batches):
         detections = list(detect_batches(detect_step, params, batch_stats, batches, mesh, loss_sums))
+    return evaluate_detections(
+        dataset, detections, sum_over_processes(batches.counts).summary(), mean_losses(loss_sums)
+    )
+
+
+def evaluate_detections(
+    dataset: Dataset, detections: list[ImageDetections], left_out: str = "", losses: dict[str, float] | None = None
+) -> Evaluation:
+    """Compare detections with the annotations of a data set.
+
+    Args:
+        left_out: a sentence about images that were left out, or "".
+        losses: for the result.
+    """
     results = coco_results(
         [(image.boxes, image.scores, image.labels) for image in detections],
         [dataset.images[image.image_index].id for image in detections],
@@ -77,9 +91,8 @@ def evaluate_set(
     )
     values, thresholds = broadcast_json(lambda: _metrics_and_thresholds(dataset, results))
     metrics = CocoMetrics(**{**values, "class_ap": tuple(values["class_ap"])})
-    notes = [sum_over_processes(batches.counts).summary(), _describe_non_finite(detections)]
-    left_out = " ".join(note for note in notes if note)
-    return Evaluation(metrics, detections, results, left_out, mean_losses(loss_sums), thresholds)
+    left_out = " ".join(note for note in (left_out, _describe_non_finite(detections)) if note)
+    return Evaluation(metrics, detections, results, left_out, losses or {}, thresholds)
 
 
 def _metrics_and_thresholds(

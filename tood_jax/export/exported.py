@@ -13,10 +13,9 @@ import numpy as np
 from tood_jax.config import DataConfig
 from tood_jax.data.preprocess import canvases, choose_canvas
 from tood_jax.evaluation.predict import ImageDetections
-from tood_jax.export.folder import WEIGHTS, ExportedFolder, ExportError
+from tood_jax.export.folder import ExportedFolder, ExportError
 from tood_jax.export.program import Found
 from tood_jax.untrusted.printable import printable
-from tood_jax.weights.files import read_weights
 
 _FILLER = np.zeros((1, 1, 3), np.uint8)
 
@@ -38,8 +37,7 @@ def exported_run(opened: ExportedFolder) -> Run:
     files = {one.canvas: one.file for one in opened.programs.get("stablehlo", ())}
     if set(files) != set(canvases(opened.config.data)):
         raise ExportError(f"{opened.folder} has no StableHLO program for each canvas of its config: export it again.")
-    opened.read(WEIGHTS)  # compares the checksum
-    weights = jax.device_put(read_weights(opened.folder / WEIGHTS).tensors)
+    weights = jax.device_put(dict(opened.tensors))
     programs = {canvas: jax.jit(_deserialize(opened, name).call) for canvas, name in files.items()}
     return lambda canvas, images, sizes: programs[canvas](weights, images, sizes)
 

@@ -9,13 +9,13 @@ parity.json           how far the results differ from those of the checkpoint
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tood_jax.checkpoint.about_json import MAX_ABOUT_BYTES, check_about
-from tood_jax.checkpoint.reader import CheckpointError
+from tood_jax.checkpoint.reader import Checkpoint, CheckpointError
 from tood_jax.config import Config
 from tood_jax.config.validation import stored_config
 from tood_jax.data.dataset import ClassInfo
@@ -23,10 +23,12 @@ from tood_jax.files import write_atomically
 from tood_jax.untrusted.bounded_json import JsonError, as_integer, parse_json
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.regular_files import read_regular
+from tood_jax.weights.files import read_weights
+from tood_jax.weights.model_folder import ModelFolder, open_model
 
 MANIFEST, WEIGHTS, PARITY = "manifest.json", "weights.safetensors", "parity.json"
 FORMAT, FORMAT_NAMES = "tood_jax export 1", ("stablehlo", "onnx")
-_MAX_PROGRAM_BYTES = 1 << 30
+_MAX_BYTES = 4 << 30
 _HASH = "sha256"
 
 
@@ -43,10 +45,9 @@ class Program(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ExportedFolder:
-    """An exported folder whose manifest was checked."""
+class ExportedFolder(ModelFolder):
+    """An exported folder whose manifest and weights were checked; it opens like a checkpoint."""
 
-    folder: Path
     manifest: Mapping[str, Any]
     config: Config
     classes: tuple[ClassInfo, ...]
@@ -54,21 +55,21 @@ class ExportedFolder:
     """Of each format: its programs, smallest canvas first."""
 
     def read(self, name: str) -> bytes:
-        """Return the content of a file.
+        """Return the content of a file; errors are those of `open_exported`."""
+        return _read(self.folder, self.manifest, name)
 
-        Raises:
-            ExportError: the manifest does not name it, it can't be read, or its checksum is wrong.
-        """
-        expected = self.manifest[_HASH].get(name)
-        if expected is None:
-            raise ExportError(f"{self.folder / MANIFEST} has no {_HASH} of {printable(name)}: export it again.")
-        try:
-            data = read_regular(self.folder / name, _MAX_PROGRAM_BYTES)
-        except OSError as error:
-            raise ExportError(f"{self.folder / name} can't be read ({error.strerror or error}).") from None
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise ExportError(f"{self.folder / name} differs from the {_HASH} in {MANIFEST}: copy or export it again.")
-        return data
+
+def _read(folder: Path, manifest: Mapping[str, Any], name: str) -> bytes:
+    expected = manifest[_HASH].get(name)
+    if expected is None:
+        raise ExportError(f"{folder / MANIFEST} has no {_HASH} of {printable(name)}: export it again.")
+    try:
+        data = read_regular(folder / name, _MAX_BYTES)
+    except OSError as error:
+        raise ExportError(f"{folder / name} can't be read ({error.strerror or error}).") from None
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise ExportError(f"{folder / name} differs from the {_HASH} in {MANIFEST}: copy or export it again.")
+    return data
 
 
 def is_exported(folder: str | Path) -> bool:
@@ -88,8 +89,22 @@ def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
     write_json(folder / MANIFEST, {"format": FORMAT, **values, _HASH: hashes})
 
 
+def open_trained(
+    name: str | Path,
+    step: int | Literal["best", "latest"] = "best",
+    log: Callable[[str], object] = print,
+    warn: Callable[[str], object] = print,
+) -> Checkpoint:
+    """Open an exported folder, or what `open_model` opens; arguments and errors are those of `open_model`."""
+    return open_exported(name) if is_exported(name) else open_model(name, step, log, warn)
+
+
 def open_exported(folder: str | Path) -> ExportedFolder:
-    """Open an exported folder; its other files are checked when they are read. Raises ExportError."""
+    """Open an exported folder; its programs are checked when they are read.
+
+    Raises:
+        ExportError: the manifest or another file has another form, is damaged, or can't be read.
+    """
     path = Path(folder) / MANIFEST
     try:
         values = parse_json(read_regular(path, MAX_ABOUT_BYTES), MAX_ABOUT_BYTES)
@@ -97,7 +112,8 @@ def open_exported(folder: str | Path) -> ExportedFolder:
             raise JsonError(f"has no format {FORMAT!r}; export the checkpoint again")
         if not isinstance(values.get(_HASH), dict):
             raise JsonError(f"has no table {_HASH!r}; export the checkpoint again")
-        check_about({key: values.get(key) for key in ("config", "classes")})
+        about = {key: values.get(key) for key in ("config", "classes", "step")}
+        check_about(about)
         programs = {name: _programs(name, values.get(name)) for name in FORMAT_NAMES if name in values}
     except JsonError as error:
         raise ExportError(f"{path} {error}.") from None
@@ -105,7 +121,20 @@ def open_exported(folder: str | Path) -> ExportedFolder:
         raise ExportError(f"{path} can't be read ({error.strerror or error}).") from None
     classes = tuple(ClassInfo(one["id"], one["name"]) for one in values["classes"])
     config, _ = stored_config(values.get("config"), path)
-    return ExportedFolder(Path(folder), values, config, classes, programs)
+    _read(Path(folder), values, WEIGHTS)  # compares the checksum
+    tensors = read_weights(Path(folder) / WEIGHTS).tensors
+    leaves = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in tensors.items()}
+    return ExportedFolder(
+        folder=Path(folder),
+        step=values["step"],
+        about=about,
+        leaves=leaves,
+        tensors=tensors,
+        manifest=values,
+        config=config,
+        classes=classes,
+        programs=programs,
+    )
 
 
 def _programs(name: str, section: Any) -> tuple[Program, ...]:

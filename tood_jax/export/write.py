@@ -14,7 +14,15 @@ from tood_jax.data.preprocess import canvases
 from tood_jax.evaluation.predict import ImageDetections
 from tood_jax.export import parity, run_stablehlo
 from tood_jax.export.exported import Run, detect_images, exported_run, fits_canvas, shrinkage
-from tood_jax.export.folder import PARITY, WEIGHTS, ExportError, open_exported, write_json, write_manifest
+from tood_jax.export.folder import (
+    PARITY,
+    WEIGHTS,
+    ExportedFolder,
+    ExportError,
+    open_exported,
+    write_json,
+    write_manifest,
+)
 from tood_jax.export.model import ExportedModel
 from tood_jax.export.onnx_program import onnx_run, write_onnx
 from tood_jax.export.program import PLATFORMS, export_program
@@ -77,6 +85,18 @@ class Format(NamedTuple):
 
 
 FORMATS = {"stablehlo": Format(write_stablehlo, exported_run), "onnx": Format(write_onnx, onnx_run)}
+
+
+def run_of(opened: ExportedFolder) -> tuple[Run, int]:
+    """Return the program of an exported folder, and its number of images per batch; 0 for any.
+
+    Raises:
+        ExportError: there is none, or it can't be read.
+    """
+    for name, programs in opened.programs.items():
+        if programs:
+            return FORMATS[name].run(opened), min(one.batch for one in programs)
+    raise ExportError(f"{opened.folder} has no programs: export it again.")
 
 
 def write_exported(
