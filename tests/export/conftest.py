@@ -1,5 +1,6 @@
 """A checkpoint of the tiny config with random weights, and its exported folder."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -17,12 +18,18 @@ from tood_jax.data.synthetic import ShapesConfig, write_shapes
 from tood_jax.models.build import build_model
 
 
-@pytest.fixture(scope="module", autouse=True)
-def unchecked_shapes():
+@contextlib.contextmanager
+def without_jaxtyping():
     """jaxtyping can't broadcast symbolic sizes (`*#n`)."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def unchecked_shapes():
+    with without_jaxtyping():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +47,11 @@ def random_run(tmp_path_factory):
     return root / "run"
 
 
-@pytest.fixture(scope="module")
-def exported(random_run, unchecked_shapes):
+@pytest.fixture(scope="session")
+def exported(random_run):
     """The folder that `tood export` wrote."""
     out = random_run.parent / "exported"
-    export.main(["--checkpoint", str(random_run), "--out", str(out), "--compared_images=1", "--formats=stablehlo,onnx"])
+    options = ["--compared_images=1", "--formats=stablehlo,onnx", "--compare_ap"]
+    with without_jaxtyping():
+        export.main(["--checkpoint", str(random_run), "--out", str(out), *options])
     return out

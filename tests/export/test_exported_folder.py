@@ -47,6 +47,7 @@ def test_parity_covers_odd_sizes_and_batches(exported, name):
     assert {"1×1", "37×1333", "1333×37", "65×128"} <= names
     assert parity["batch 1"]["detections"] > 100
     assert parity["batch 8"]["images"]
+    assert parity["AP"]["exported"] == pytest.approx(parity["AP"]["checkpoint"], abs=0.0005)
 
 
 @pytest.mark.parametrize("script", ["run.py", "run_onnx.py"])

@@ -59,6 +59,7 @@ def test_concurrent_requests_give_the_detections_of_their_images(client, exporte
         (encoded(np.zeros((9, 9, 3), np.uint8)), "?threshold=7", 400),
         (encoded(np.zeros((9, 9, 3), np.uint8)), "?threshold=x", 422),
     ],
+    ids=["empty", "text", "cut off", "many bytes", "many pixels", "threshold", "no number"],
 )
 def test_other_requests_are_refused(client, body, query, status):
     assert client.post(f"/detect{query}", content=body).status_code == status

@@ -53,7 +53,7 @@ def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, config: Config
         ConfigError: the checkpoint was trained on other classes.
     """
     if isinstance(checkpoint, ExportedFolder):
-        return _evaluate_exported(checkpoint, dataset, config)
+        return evaluate_exported(checkpoint, dataset, config)
     trained = load_trained_model(checkpoint, config)
     check_classes(trained, dataset, config.data.val.source)
     mesh = make_mesh(space=config.parallel.space)
@@ -63,8 +63,8 @@ def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, config: Config
     return evaluate_set(detect_step, params, batch_stats, dataset, config.data, config.train.eval_batch_size, mesh)
 
 
-def _evaluate_exported(opened: ExportedFolder, dataset: Dataset, config: Config) -> Evaluation:
-    """Detect with the exported program in images as they are in their files.
+def evaluate_exported(opened: ExportedFolder, dataset: Dataset, config: Config, name: str = "") -> Evaluation:
+    """Detect with the exported program in images as they are in their files; `name` of a format is as in `run_of`.
 
     Raises:
         ConfigError: other classes than the data set's, or another config than the program was made of.
@@ -77,7 +77,7 @@ def _evaluate_exported(opened: ExportedFolder, dataset: Dataset, config: Config)
         raise ConfigError(
             f"detect.* and data.{', data.'.join(fixed)} are parts of an exported program: export it again with them."
         )
-    run, rows = run_of(opened)
+    run, rows = run_of(opened, name)
     data = config.data
     paths = ((i, image.path) for i, image in enumerate(dataset.images))
 

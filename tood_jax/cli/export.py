@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tood_jax.api import TrainedDetector, load_trained_model
+from tood_jax.api.evaluation import evaluate_checkpoint, evaluate_exported
 from tood_jax.checkpoint.reader import named_leaves
 from tood_jax.checkpoint.store import Checkpoint
 from tood_jax.cli.common import parse_with_checkpoint, report_errors, use_compilation_cache
@@ -19,8 +20,10 @@ from tood_jax.data.image_io import decode_image
 from tood_jax.data.load_dataset import load_dataset
 from tood_jax.data.preprocess import canvases
 from tood_jax.evaluation.predict import ImageDetections
+from tood_jax.export.folder import ExportedFolder, ExportError
 from tood_jax.export.model import ExportedModel
-from tood_jax.export.write import FORMATS, ComparedImages, write_exported
+from tood_jax.export.parity import MAX_AP_DIFFERENCE
+from tood_jax.export.write import FORMATS, CompareAP, ComparedImages, write_exported
 from tood_jax.models.build import build_model
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.terminal import print_line
@@ -40,6 +43,8 @@ class Args:
     """stablehlo, onnx; several are separated by commas."""
     compared_images: int = 8
     """Images of the val split on which the programs are compared with the checkpoint, besides those of odd sizes."""
+    compare_ap: bool = False
+    """Also evaluate the checkpoint and each program on the whole val split, and compare their AP."""
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
@@ -60,7 +65,7 @@ def export(args: Args, config: Config, checkpoint: Checkpoint) -> Iterator[str]:
         ConfigError: an option is invalid, or the folder has files.
         ExportError: a program gives other detections than the checkpoint.
     """
-    formats = [name.strip() for name in args.formats.split(",")]
+    formats = list(dict.fromkeys(name.strip() for name in args.formats.split(",")))
     if unknown := [name for name in formats if name not in FORMATS]:
         raise ConfigError(f"--formats={printable(unknown[0])} must be one or more of {', '.join(FORMATS)}.")
     if args.compared_images < 0:
@@ -80,7 +85,32 @@ def export(args: Args, config: Config, checkpoint: Checkpoint) -> Iterator[str]:
     images = photos | _odd_images(next(iter(photos.values()), None), config)
     found = TrainedDetector(trained, config)(list(images.values()))
     detections = [ImageDetections(i, one.boxes, one.scores, one.labels) for i, one in enumerate(found)]
-    yield from write_exported(out, exported, formats, ComparedImages(list(images), list(images.values()), detections))
+    compared = ComparedImages(list(images), list(images.values()), detections)
+    yield from write_exported(
+        out, exported, formats, compared, _compare_ap(checkpoint, config) if args.compare_ap else None
+    )
+
+
+def _compare_ap(checkpoint: Checkpoint, config: Config) -> CompareAP:
+    """Return a function that compares the AP of an exported program with that of the checkpoint, which is found here.
+
+    Raises:
+        ConfigError, DataError: the val split has other classes, or can't be read.
+    """
+    dataset = load_dataset(config.data.val, config.data.broken_images)
+    if not dataset.has_annotations:
+        raise ConfigError("--compare_ap needs a val split with annotations: set data.val.")
+    expected = evaluate_checkpoint(checkpoint, dataset, config).metrics.AP
+
+    def compare(opened: ExportedFolder, name: str) -> dict[str, float]:
+        found = evaluate_exported(opened, dataset, config, name).metrics.AP
+        if abs(found - expected) > MAX_AP_DIFFERENCE:
+            raise ExportError(
+                f"the {name} program has AP {found:.4f} and the checkpoint {expected:.4f}, so nothing was exported."
+            )
+        return {"checkpoint": expected, "exported": found, "limit": MAX_AP_DIFFERENCE}
+
+    return compare
 
 
 def _val_images(config: Config, count: int) -> tuple[dict[str, np.ndarray], str]:

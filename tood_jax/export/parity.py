@@ -15,6 +15,7 @@ from tood_jax.untrusted.printable import printable
 
 MAX_BOX_DIFFERENCE = 1e-3  # pixels of the original image or, where that is resized to a smaller one, of the smaller
 MAX_SCORE_DIFFERENCE = 1e-4
+MAX_AP_DIFFERENCE = 0.0005
 
 
 class Difference(NamedTuple):

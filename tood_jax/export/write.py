@@ -24,7 +24,7 @@ from tood_jax.export.folder import (
     write_manifest,
 )
 from tood_jax.export.model import ExportedModel
-from tood_jax.export.onnx_program import onnx_run, write_onnx
+from tood_jax.export.onnx_program import BATCHES, onnx_run, write_onnx
 from tood_jax.export.program import PLATFORMS, export_program
 from tood_jax.weights.files import write_weights
 
@@ -84,23 +84,31 @@ class Format(NamedTuple):
     run: Callable[[Any], Run]  # of an ExportedFolder
 
 
+CompareAP = Callable[[ExportedFolder, str], dict[str, Any]]
 FORMATS = {"stablehlo": Format(write_stablehlo, exported_run), "onnx": Format(write_onnx, onnx_run)}
 
 
-def run_of(opened: ExportedFolder) -> tuple[Run, int]:
+def run_of(opened: ExportedFolder, name: str = "") -> tuple[Run, int]:
     """Return the program of an exported folder, and its number of images per batch; 0 for any.
+
+    Args:
+        name: a key of FORMATS; "" for the first that the folder has.
 
     Raises:
         ExportError: there is none, or it can't be read.
     """
-    for name, programs in opened.programs.items():
-        if programs:
-            return FORMATS[name].run(opened), min(one.batch for one in programs)
-    raise ExportError(f"{opened.folder} has no programs: export it again.")
+    for found, programs in opened.programs.items():
+        if programs and name in ("", found):
+            return FORMATS[found].run(opened), min(one.batch for one in programs)
+    raise ExportError(f"{opened.folder} has no {name or 'programs'}: export it again.")
 
 
 def write_exported(
-    out: Path, exported: ExportedModel, formats: Sequence[str], test: ComparedImages, rows: Sequence[int] = (1, 8)
+    out: Path,
+    exported: ExportedModel,
+    formats: Sequence[str],
+    test: ComparedImages,
+    compare_ap: CompareAP | None = None,
 ) -> Iterator[str]:
     """Write an exported folder, whole or not at all; yield messages for the user.
 
@@ -108,8 +116,7 @@ def write_exported(
         out: the folder, which must not exist or be empty.
         formats: keys of FORMATS.
         test: at least one image.
-        rows: batch sizes at which programs are compared; larger than 1 only for images that fit their canvas unresized,
-            because each shape is compiled.
+        compare_ap: returns a part of parity.json about an opened folder and a format, or raises ExportError.
 
     Raises:
         ExportError: a program gives other detections than the checkpoint.
@@ -124,8 +131,12 @@ def write_exported(
         write_manifest(folder, values)
         results = {}
         for name in formats:
-            results[name] = _compare(folder, name, exported.config, test, rows)
+            opened = open_exported(folder)
+            results[name] = _compare(opened, name, exported.config, test)
             yield _describe(name, results[name])
+            if compare_ap is not None:
+                ap = results[name]["AP"] = compare_ap(opened, name)
+                yield f"{name}: AP {ap['exported']:.4f}, checkpoint {ap['checkpoint']:.4f}."
         write_json(folder / PARITY, results)
         write_manifest(folder, values)
         if out.is_dir():
@@ -155,9 +166,10 @@ def _manifest(exported: ExportedModel) -> dict[str, Any]:
     }
 
 
-def _compare(folder: Path, name: str, config: Config, test: ComparedImages, rows: Sequence[int]) -> dict[str, Any]:
-    run, results = FORMATS[name].run(open_exported(folder)), {}
-    for count in rows:
+def _compare(opened: ExportedFolder, name: str, config: Config, test: ComparedImages) -> dict[str, Any]:
+    """Return the part of parity.json about a format; large images at batch 1 only, because each shape is compiled."""
+    run, results = FORMATS[name].run(opened), {}
+    for count in BATCHES:
         numbered = [(i, image) for i, image in enumerate(test.images) if count == 1 or fits_canvas(image, config.data)]
         found = sorted(detect_images(run, config.data, numbered, count), key=lambda one: one.image_index)
         result = parity.compare(
