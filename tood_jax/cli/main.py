@@ -33,6 +33,7 @@ COMMANDS = {
     "demo": Command("tood_jax.cli.demo", "a web page on this machine: upload an image, see the detections"),
     "analyze": Command("tood_jax.tools.analyze.main", "alignment, maps, targets, missed objects", takes_config=False),
     "convert": Command("tood_jax.cli.convert", "convert weights: .pth, .safetensors, runs"),
+    "export": Command("tood_jax.cli.export", "export a checkpoint as programs that run without this package"),
     "push": Command(
         "tood_jax.cli.push", "publish a run on the Hugging Face Hub, with a model card", takes_config=False
     ),
