@@ -30,6 +30,7 @@ COMMANDS = {
     "train": Command("tood_jax.cli.train", "train a detector, or resume a run that was stopped"),
     "eval": Command("tood_jax.cli.evaluate", "evaluate a checkpoint: COCO AP, or detections of a test set"),
     "predict": Command("tood_jax.cli.predict", "detect objects in images, draw them and write them in several formats"),
+    "data": Command("tood_jax.cli.data", "check a folder of annotated images, or convert it to COCO or records", False),
     "analyze": Command("tood_jax.tools.analyze.main", "alignment, maps, targets, missed objects", takes_config=False),
     "convert": Command("tood_jax.cli.convert", "convert weights: .pth, .safetensors, runs"),
     "push": Command(

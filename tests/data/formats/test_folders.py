@@ -223,7 +223,8 @@ def test_images_that_cannot_be_read_are_named_or_left_out(tmp_path):
     (tmp_path / "yolo/images/train/c.png").write_bytes(b"no image")
     assert "c.png is not an image" in refusal(tmp_path / "yolo")
     summary = load_folder(str(tmp_path / "yolo"), "train", 0, "skip").report.summary()
-    assert "1 images left out because they can't be read (c.png)" in summary
+    assert "2 images, 2 objects" in summary
+    assert "1 images that can't be read, whose objects are placed as on 1000×1000 pixels (c.png)" in summary
     WRITERS["voc"](tmp_path / "voc")
     (tmp_path / "voc/VOCdevkit/VOC2012/JPEGImages/c.png").unlink()
     assert "1 of the 2 images of" in refusal(tmp_path / "voc")

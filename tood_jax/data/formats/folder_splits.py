@@ -16,8 +16,26 @@ from tood_jax.untrusted.printable import printable
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-)
+    (
+        ".apng",
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".jfif",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".mpo",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
+)  # fmt: skip  (also formats that can't be decoded, so that their files are named)
 _SPELLINGS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "minival": "val",
     "test": "test", "testing": "test",

@@ -35,6 +35,8 @@ from tood_jax.untrusted.bounded_json import as_text
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.regular_files import read_regular
 
+UNREADABLE = "images that can't be read, whose objects are placed as on 1000×1000 pixels"
+_UNREADABLE_SIZE = (1000, 1000)  # (height, width); evaluation counts the objects as missed
 _MAX_YAML_BYTES = 4 << 20
 _MAX_LIST_BYTES = 1 << 30
 _MAX_LABEL_BYTES = 16 << 20
@@ -187,7 +189,8 @@ def _sizes(paths: Sequence[Path], broken_images: str, report: LoadReport) -> Ite
             elif broken_images == "fail":
                 raise size
             else:
-                report.note("images left out because they can't be read", path.name)
+                report.note(UNREADABLE, path.name)
+                yield path, _UNREADABLE_SIZE
 
 
 def _label_file(image: Path) -> Path:
