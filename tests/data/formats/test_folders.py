@@ -120,6 +120,20 @@ def test_without_val_a_fifth_is_val_by_the_seed(layout, tmp_path):
     assert again.fingerprint == parts["val", 0].fingerprint
 
 
+def test_an_added_image_moves_at_most_one_other(tmp_path):
+    """From 25 images on, 5 instead of 4 are val."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "classes.txt").write_text("dog\n")
+    vals = []
+    for name in (*(f"{i:02d}.png" for i in range(24)), "0.png"):  # the last one comes first in the order of names
+        cv2.imwrite(str(tmp_path / "images" / name), np.zeros((10, 10, 3), np.uint8))
+        if name in ("23.png", "0.png"):
+            vals.append({image.path.name for image in load_folder(str(tmp_path), "val", 0).images})
+    assert [len(val) for val in vals] == [4, 5]
+    assert vals[0] < vals[1]
+
+
 def refusal(folder, split="train", broken_images="fail"):
     with pytest.raises(DataError) as error:
         load_folder(str(folder), split, 0, broken_images)
