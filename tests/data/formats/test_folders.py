@@ -181,6 +181,19 @@ def test_segments_keypoints_and_rotated_boxes_become_boxes(tmp_path):
     assert objects(load_folder(str(tmp_path), "val", 0))["b.png"][1] == [("cat", [5, 20, 10, 10])]
 
 
+def test_six_digits_are_no_box_outside(tmp_path):
+    """(0.333333 − 0.666667 / 2) · 3000 is −0.0015 pixels."""
+    WRITERS["ultralytics"](tmp_path)
+    cv2.imwrite(str(tmp_path / "images/val/b.png"), np.zeros((30, 3000, 3), np.uint8))
+    labels = tmp_path / "labels/val/b.txt"
+    labels.write_text("0 0.333333 0.5 0.666667 1.000001\n")
+    dataset = load_folder(str(tmp_path), "val", 0)
+    assert dataset.annotations[0]["bbox"][:2] == [0, 0]
+    assert "clipped" not in dataset.report.summary()
+    labels.write_text("0 0.333 0.5 0.667 1\n")
+    assert "1 boxes clipped" in load_folder(str(tmp_path), "val", 0).report.summary()
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

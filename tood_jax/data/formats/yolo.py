@@ -42,6 +42,7 @@ _MAX_LIST_BYTES = 1 << 30
 _MAX_LABEL_BYTES = 16 << 20
 _MAX_CLASSES = 100_000
 _MAX_SHARE = 1e6  # a larger number is no share of an image
+_ROUNDING = 1e-6  # shares are written with six digits, so an edge at the border of the image may lie this far outside
 _THREADS = 4  # that read image sizes
 
 
@@ -248,10 +249,16 @@ def _annotation(
     image_id: int, label: int, box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> dict[str, Any]:
     height, width = size
-    x0, y0, x1, y1 = box[0] * width, box[1] * height, box[2] * width, box[3] * height
+    left, upper, right, lower = (_at_border(share) for share in box)
+    x0, y0, x1, y1 = left * width, upper * height, right * width, lower * height
     area = (x1 - x0) * (y1 - y0)
     bbox = [x0, y0, x1 - x0, y1 - y0]
     return {"image_id": image_id, "category_id": label + 1, "bbox": bbox, "area": area, "iscrowd": 0}
+
+
+def _at_border(share: float) -> float:
+    """Return 0 or 1 for an edge that is there but for rounding."""
+    return next((border for border in (0.0, 1.0) if abs(share - border) <= _ROUNDING), share)
 
 
 def _read_text(file: Path, max_bytes: int) -> str:
