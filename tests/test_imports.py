@@ -152,7 +152,13 @@ def assert_does_not_load(package, modules):
 
 def test_every_imported_package_is_declared():
     """Also one that another package brings along: it may stop doing so."""
-    names = {"cv2": "opencv-python-headless", "orbax": "orbax-checkpoint", "absl": "absl-py", "torch": "torch"}
+    names = {
+        "cv2": "opencv-python-headless",
+        "orbax": "orbax-checkpoint",
+        "absl": "absl-py",
+        "torch": "torch",
+        "yaml": "pyyaml",
+    }
     # Imported where they are asked for:
     optional = {
         "torch", "tensorflow_datasets", "hotcoco", "supervision", "matplotlib", "pyarrow", "gradio", "ray", "PIL",

@@ -94,7 +94,7 @@ def parse_with_checkpoint(
     is_help = "--help" in argv or "-h" in argv
     with report_errors(prog):
         refuse_repeated_options(argv, prog)
-        path, step = _option_value("--checkpoint", argv), _option_value("--step", argv) or "best"
+        path, step = option_value("--checkpoint", argv), option_value("--step", argv) or "best"
     if is_help and not path:
         parse(args_type, argv, prog=prog, description=description, default_config=Config())  # exits
     with report_errors(prog):
@@ -125,7 +125,7 @@ def config_of(values: Any, where: object, prog: str) -> Config:
     return config
 
 
-def _option_value(option: str, argv: list[str]) -> str:
+def option_value(option: str, argv: list[str]) -> str:
     """Return the value of a path option with ~ expanded; "" without the option."""
     for i, word in enumerate(argv):
         if word == option and i + 1 < len(argv):

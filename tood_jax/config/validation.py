@@ -211,6 +211,8 @@ def _run_problems(config: Config) -> Iterator[str]:
         largest = (max(height for height, _ in data.buckets), max(width for _, width in data.buckets))
         if min(largest) < short:
             yield f"data.buckets: the largest height and width, {largest}, must reach the largest short side, {short}."
+    if data.train.folder and data.train.folder == data.val.folder and data.train.folder_seed != data.val.folder_seed:
+        yield "data.train.folder_seed and data.val.folder_seed must be equal, or images of val are trained on."
     for option in train.compiler_options:
         name, equals, value = option.partition("=")
         if not (name.isidentifier() and equals and value):
