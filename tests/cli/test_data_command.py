@@ -87,6 +87,19 @@ def test_a_converted_folder_is_the_same_data_set(tmp_path, capsys, layout, form)
         assert [image.path.read_bytes() for image in new.images] == [image.path.read_bytes() for image in old.images]
 
 
+def test_marks_of_objects_are_converted(tmp_path):
+    write_images(tmp_path / "set/train", ("a.png",))
+    write_images(tmp_path / "set/val", ("b.png",))
+    for split, name in (("train", "a.png"), ("val", "b.png")):
+        tree = coco_tree((name,))
+        tree["annotations"][0]["difficult"] = 1
+        write_json(tmp_path / f"set/annotations/{split}.json", tree)
+    assert run("convert", tmp_path / "set", "--out", tmp_path / "new") == 0
+    old, new = (load_folder(str(tmp_path / name), "train", 0) for name in ("set", "new"))
+    assert new.fingerprint == old.fingerprint
+    assert [one.get("ignore") for one in new.annotations] == [1] + [None] * (len(new.annotations) - 1)
+
+
 def test_images_of_one_name_in_two_folders_are_both_written(tmp_path):
     for folder in ("train/x", "train/y"):
         write_images(tmp_path / folder, ("a.png",))

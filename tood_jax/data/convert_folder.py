@@ -23,8 +23,8 @@ def convert_folder(folder: str, out: Path, form: Literal["coco", "records"], see
     """Write all splits of a folder, and yield a message about each.
 
     COCO: out/annotations/instances_SPLIT.json and out/SPLIT/NAME; records: out/SPLIT. Boxes, ids and crowds are those
-    of the source, but `ignore` and `difficult` are lost; images keep their bytes and names, with a number where two
-    have the same name.
+    of the source, `difficult` becomes `ignore`; images keep their bytes and names, with a number where two have the
+    same name.
 
     Args:
         folder: a local folder, read as `--data` does.
