@@ -55,7 +55,7 @@ def check(config: Config) -> None:
 
 
 def stored_config(values: Any, where: object) -> tuple[Config, list[str]]:
-    """Return the config stored in a checkpoint, without the compiler options that only the command line may set.
+    """Return the config stored in a checkpoint, without the options that only the command line may set.
 
     Args:
         values: what the checkpoint holds as its config, in any form.
@@ -84,7 +84,13 @@ def stored_config(values: Any, where: object) -> tuple[Config, list[str]]:
         for option in options
         if option not in kept
     ]
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, compiler_options=kept)), notes
+    if hook := config.data.augment_hook:
+        notes.append(
+            f"data.augment_hook = {printable(hook)} stored in {where} is not used, because it runs code; to rebuild "
+            "the batches of training with it, give --data.augment_hook on the command line."
+        )
+    train = dataclasses.replace(config.train, compiler_options=kept)
+    return dataclasses.replace(config, train=train, data=dataclasses.replace(config.data, augment_hook="")), notes
 
 
 def _is_safe(option: str) -> bool:
@@ -211,6 +217,9 @@ def _run_problems(config: Config) -> Iterator[str]:
         largest = (max(height for height, _ in data.buckets), max(width for _, width in data.buckets))
         if min(largest) < short:
             yield f"data.buckets: the largest height and width, {largest}, must reach the largest short side, {short}."
+    module, _, function = data.augment_hook.partition(":")
+    if data.augment_hook and not (function.isidentifier() and all(map(str.isidentifier, module.split(".")))):
+        yield f"data.augment_hook = {printable(data.augment_hook)} must be module:function, such as mine:augment."
     for option in train.compiler_options:
         name, equals, value = option.partition("=")
         if not (name.isidentifier() and equals and value):
