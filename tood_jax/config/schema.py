@@ -131,6 +131,9 @@ class AssignerConfig:
     rescue_iou: Annotated[float, Range(0, 1)] = 0.1
     """task_aligned: an object whose candidates all stay below this IoU is assigned by ATSS in that step, because
     targets from its own predictions would be too small to learn from; 0 turns this off, as published."""
+    min_positives: Literal[0, 1] = 0
+    """task_aligned, after the warm-up: 1 gives an object that got no location, such as one smaller than a stride, its
+    best location that no other object has; 0: it is background in that step, as published."""
     positive_iou: Annotated[float, Range(0, 1)] = 0.5
     """max_iou: anchors with at least this IoU are positive (0.1 in PAA)."""
     negative_iou: Annotated[float, Range(0, 1)] = 0.4
