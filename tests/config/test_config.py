@@ -386,6 +386,7 @@ def test_check_lists_all_problems_at_once():
         ({"backbone__norm": "group"}, "backbone.frozen_stages = 1 freezes layers with GroupNorm"),
         ({"detect__score_threshold": 0.3}, "lowers AP"),
         ({"detect__max_detections": 50}, "lowers AP and AR100"),
+        ({"data__augmentation": "strong", "data__closing_epochs": 12}, "no image becomes part of a mosaic"),
         ({"data__threads": 8}, "data.threads = 8 exceeds data.prefetch_batches = 4"),
     ],
 )

@@ -255,6 +255,11 @@ def warnings(config: Config) -> list[str]:
             f"assigner.warmup_epochs = {config.assigner.warmup_epochs:g} covers all {train.epochs} epochs: "
             f"the task-aligned phase never starts."
         )
+    if config.data.augmentation in ("strong", "aerial") and train.epochs <= config.data.closing_epochs:
+        found.append(
+            f"data.closing_epochs = {config.data.closing_epochs} covers all {train.epochs} epochs: no image "
+            f"becomes part of a mosaic."
+        )
     part = train.batch_size // train.accumulate_steps
     if backbone.norm == "batch" and part < 4 and backbone.frozen_stages < 4:
         found.append(

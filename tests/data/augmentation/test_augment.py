@@ -115,6 +115,18 @@ def test_zoom_out_keeps_every_object_whole(seed):
     assert (boxes[:, 2:] < np.add(view.size[::-1], 1e-6)).all()
 
 
+@given(seed=SEEDS)
+def test_a_part_of_a_mosaic_is_full_of_its_image(seed):
+    random = np.random.default_rng(seed)
+    (image,) = records(random, 1)
+    view = draw_view((image.height, image.width), image.boxes, SIZE, LIGHT, random, fill=True)
+    assert view.size == SIZE
+    x1, y1, x2, y2 = move_boxes(np.asarray([[0, 0, image.width, image.height]]), view.matrix)[0]
+    assert max(x1, y1) < 1e-6
+    assert x2 > SIZE[1] - 1e-6
+    assert y2 > SIZE[0] - 1e-6
+
+
 def test_quarter_turns_are_exact_and_all_occur():
     box, found = np.asarray([[10, 20, 30, 60]]), set()
     for seed in range(40):

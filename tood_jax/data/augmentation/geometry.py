@@ -4,6 +4,7 @@ Coordinates are continuous pixels: pixel i covers [i, i + 1). Maps are [3, 3] fl
 (height, width), boxes xyxy.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import cv2
@@ -49,9 +50,11 @@ def draw_view(
         size: of the image.
         boxes: [n, 4] of its objects, pixels.
         room: size that the output may have at most.
-        fill: the output has the size of `room` and shows a random part of the crop that has its aspect ratio;
-            otherwise it is the whole crop, as large as it fits.
+        fill: the output has the size of `room` and shows a random part of the crop that has its aspect ratio, never
+            zoomed out, as the parts of a mosaic are small already; otherwise it is the whole crop, as large as it fits.
     """
+    if fill:
+        options = replace(options, zoom_out=0.0)
     matrix, size = _quarter_turn(size, random) if options.quarter_turns else (np.eye(3), size)
     matrix = _draw_affine(size, options, random) @ matrix
     x, y, width, height = _draw_window(size, move_boxes(boxes, matrix), options, random)
