@@ -13,6 +13,7 @@ import pytest
 from tests.runs import assert_equal_runs, final_state, finish, rows, start, wait_for_step
 from tood_jax.checkpoint.reader import pack_about
 from tood_jax.checkpoint.store import open_checkpoint
+from tood_jax.config import AssignerConfig
 from tood_jax.data.synthetic import ShapesConfig, write_shapes
 
 
@@ -52,6 +53,28 @@ def test_kill_9_at_a_random_moment(data, unbroken, tmp_path):
     process.wait()
     finish(start(data, tmp_path / "run"))
     assert_equal_runs(tmp_path / "run", unbroken)
+
+
+@pytest.mark.slow
+def test_an_augmented_run_that_is_killed_ends_as_an_unbroken_one(data, unbroken, tmp_path):
+    """With mosaic, mixup and repeats, and a closing epoch that begins after the kill."""
+    options = {
+        "data_fields": {
+            "augmentation": "strong",
+            "mixup_probability": 0.5,
+            "closing_epochs": 1,
+            "repeat_threshold": 0.9,
+        },
+        "assigner": AssignerConfig(warmup_epochs=1, min_positives=1),
+    }
+    finish(start(data, tmp_path / "whole", **options))
+    process = start(data, tmp_path / "run", **options)
+    wait_for_step(tmp_path / "run", 4, process)
+    process.kill()
+    process.wait()
+    finish(start(data, tmp_path / "run", **options))
+    assert_equal_runs(tmp_path / "run", tmp_path / "whole")
+    assert [row.get("loss") for row in rows(tmp_path / "run")] != [row.get("loss") for row in rows(unbroken)]
 
 
 @pytest.mark.slow

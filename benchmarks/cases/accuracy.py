@@ -44,7 +44,7 @@ from benchmarks.peers.accuracy_job import TrainingJob, planned_rows
 from tood_jax.config import Config, SplitConfig, save_config, to_dict
 from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import filter_for_training, load_dataset
-from tood_jax.data.sampler import TrainSampler
+from tood_jax.data.sampler import train_sampler
 from tood_jax.data.transforms import resized_size
 from tood_jax.evaluation.coco_ap import evaluate
 from tood_jax.files import write_atomically
@@ -207,8 +207,7 @@ def all_canvases(sets: Sequence[Dataset], config: Config) -> tuple[tuple[int, in
 
 def make_job(config: Config, train_set: Dataset, weights: Path) -> TrainingJob:
     """Return what mmdetection needs to repeat a run."""
-    sizes = np.asarray([(image.height, image.width) for image in train_set.images])
-    sampler = TrainSampler(sizes, config.data, config.train.batch_size, config.train.seed)
+    sampler = train_sampler(train_set, config.data, config.train.batch_size, config.train.seed, config.train.epochs)
     ids = tuple(image.id for image in train_set.images)
     steps = sampler.epoch_steps * config.train.epochs
     batches = tuple(planned_rows(sampler.batch(step), ids) for step in range(steps))

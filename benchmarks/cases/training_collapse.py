@@ -31,6 +31,7 @@ from tood_jax.criterion.assign import batch_locations
 from tood_jax.criterion.losses import losses_and_targets
 from tood_jax.data.load_dataset import load_dataset
 from tood_jax.data.loader import train_batches
+from tood_jax.data.sampler import images_per_epoch
 from tood_jax.distributed.sharding import make_mesh, put_batch, put_whole
 from tood_jax.geometry.boxes import inside_distance, pairwise_iou
 from tood_jax.models.build import build_model
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
 def trace(config: Config, steps: int, every: int) -> list[dict[str, Any]]:
     """Train from random weights; return a row for every `every` steps."""
     train_set, mesh = load_dataset(config.data.train), make_mesh(None, config.parallel.space)
-    plan = make_plan(config, len(train_set.images))
+    plan = make_plan(config, images_per_epoch(train_set, config.data))
     model = build_model(config, len(train_set.classes))
     optimizer, step_fn = build_training_step(config, model, plan.epoch_steps, mesh)
     state = init_state(model, optimizer, seed=config.train.seed, keep_ema=config.optimizer.ema_decay is not None)
@@ -99,6 +100,7 @@ def trace(config: Config, steps: int, every: int) -> list[dict[str, Any]]:
         seed=config.train.seed,
         start_step=0,
         num_steps=num_steps,
+        epochs=config.train.epochs,
     )
     rows: list[dict[str, Any]] = []
     metrics_since_row: list[Any] = []

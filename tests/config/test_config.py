@@ -304,6 +304,13 @@ def test_default_compiler_options_may_be_stored():
     assert (list(config.train.compiler_options), notes) == (options, [])
 
 
+def test_the_hook_of_a_checkpoint_is_not_run():
+    config, notes = stored_config(with_field("data.augment_hook", "os:abort"), "runs/x/3")
+    assert config == Config()
+    assert len(notes) == 1
+    assert "data.augment_hook = os:abort stored in runs/x/3 is not used" in notes[0]
+
+
 def test_the_error_for_a_stored_config_names_the_checkpoint():
     for values in (None, [], {"train": {"epochs": "x"}}, with_field("detect.max_detections", 10**9)):
         with pytest.raises(ConfigError, match=r"The config stored in runs/x/3 can't be used: "):
@@ -379,6 +386,7 @@ def test_check_lists_all_problems_at_once():
         ({"backbone__norm": "group"}, "backbone.frozen_stages = 1 freezes layers with GroupNorm"),
         ({"detect__score_threshold": 0.3}, "lowers AP"),
         ({"detect__max_detections": 50}, "lowers AP and AR100"),
+        ({"data__augmentation": "strong", "data__closing_epochs": 12}, "no image becomes part of a mosaic"),
         ({"data__threads": 8}, "data.threads = 8 exceeds data.prefetch_batches = 4"),
     ],
 )
@@ -395,6 +403,8 @@ def test_lists_in_a_handwritten_config_become_tuples():
 
 @pytest.mark.parametrize(("changes", "complaint"), [
     ({"train": {"compiler_options": ("xla_tpu_run_space_to_batch",)}}, "must be name=value"),
+    ({"data": {"augment_hook": "mine.py"}}, r"data\.augment_hook = mine\.py must be module:function"),
+    ({"data": {"augment_hook": "../mine:augment"}}, "must be module:function"),
     ({"train": {"pack_levels": "always"}, "parallel": {"space": 2}}, r"needs parallel\.space = 1"),
     ({"train": {"pack_levels": "always"}, "head": {"kind": "parallel"}}, r"is for head\.kind = t_head"),
 ])  # fmt: skip

@@ -18,6 +18,7 @@ from tood_jax.config.validation import check, warnings
 from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import check_for_training, filter_for_training, load_dataset
 from tood_jax.data.preprocess import canvases
+from tood_jax.data.sampler import images_per_epoch
 from tood_jax.data.temporary_files import remove_stale_files
 from tood_jax.distributed.host_sync import is_primary
 from tood_jax.distributed.process_group import connect_processes
@@ -91,7 +92,7 @@ def train(
         model = build_model(config, len(train_set.classes))
         _check_height_split(config, len(train_set.classes), mesh, log)
         detect_step = compile_detect_step(model, config, mesh, config.train.eval_losses)
-        plan = make_plan(config, len(train_set.images))
+        plan = make_plan(config, images_per_epoch(train_set, config.data))
         evaluate = Evaluator(detect_step, val_set, config, mesh, log, plan, write_reports)
         start = None
         if init_from:

@@ -131,6 +131,9 @@ class AssignerConfig:
     rescue_iou: Annotated[float, Range(0, 1)] = 0.1
     """task_aligned: an object whose candidates all stay below this IoU is assigned by ATSS in that step, because
     targets from its own predictions would be too small to learn from; 0 turns this off, as published."""
+    min_positives: Literal[0, 1] = 0
+    """task_aligned, after the warm-up: 1 gives an object that got no location, such as one smaller than a stride, its
+    best location that no other object has; 0: it is background in that step, as published."""
     positive_iou: Annotated[float, Range(0, 1)] = 0.5
     """max_iou: anchors with at least this IoU are positive (0.1 in PAA)."""
     negative_iou: Annotated[float, Range(0, 1)] = 0.4
@@ -223,6 +226,26 @@ class DataConfig:
     """Probability of a left-right flip in training."""
     vertical_flip_probability: Annotated[float, Range(0, 1)] = 0.0
     """Probability of an up-down flip in training (for images without an up direction, such as microscopy)."""
+    augmentation: Literal["none", "light", "strong", "aerial"] = "none"
+    """none: flips and resizing only, as published; light: random crops, zoom-out and colour; strong: also rotation,
+    shear, mosaic and mixup; aerial: quarter turns, mosaic and weaker crops, for images from above."""
+    mosaic_probability: Annotated[float | None, Range(0, 1)] = None
+    """Probability that a training image is put together of four; None: that of `augmentation` (strong 0.5, aerial
+    0.3)."""
+    mixup_probability: Annotated[float | None, Range(0, 1)] = None
+    """Probability that a training image is blended with another one; None: that of `augmentation` (strong 0.1)."""
+    rotation_degrees: Annotated[float | None, Range(0, 180)] = None
+    """Largest random rotation to either side; None: that of `augmentation` (strong 10, aerial 5)."""
+    min_visible: Annotated[float, Range(0, 1, above=True)] = 0.3
+    """augmentation: an object is dropped if less than this share of its box remains in the augmented image."""
+    closing_epochs: Annotated[int, Range(0, 1_000_000)] = 2
+    """Epochs at the end of a run without mosaic and mixup."""
+    augment_hook: str = ""
+    """A function of your own, module:function, called last as (rng, image, boxes, labels) and returning (image, boxes,
+    labels) (docs/training.md)."""
+    repeat_threshold: Annotated[float, Range(0, 1)] = 0.0
+    """Images with a class that less than this share of the images has occur more often in an epoch (LVIS: 0.001); 0:
+    every image once."""
     max_objects: Annotated[int, Range(1, 100_000)] = 100
     """Objects kept per image (padded to this number); truncated images are counted and reported."""
     filter_empty: bool = False

@@ -55,7 +55,7 @@ def check(config: Config) -> None:
 
 
 def stored_config(values: Any, where: object) -> tuple[Config, list[str]]:
-    """Return the config stored in a checkpoint, without the compiler options that only the command line may set.
+    """Return the config stored in a checkpoint, without the options that only the command line may set.
 
     Args:
         values: what the checkpoint holds as its config, in any form.
@@ -84,7 +84,13 @@ def stored_config(values: Any, where: object) -> tuple[Config, list[str]]:
         for option in options
         if option not in kept
     ]
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, compiler_options=kept)), notes
+    if hook := config.data.augment_hook:
+        notes.append(
+            f"data.augment_hook = {printable(hook)} stored in {where} is not used, because it runs code; to rebuild "
+            "the batches of training with it, give --data.augment_hook on the command line."
+        )
+    train = dataclasses.replace(config.train, compiler_options=kept)
+    return dataclasses.replace(config, train=train, data=dataclasses.replace(config.data, augment_hook="")), notes
 
 
 def _is_safe(option: str) -> bool:
@@ -213,6 +219,9 @@ def _run_problems(config: Config) -> Iterator[str]:
             yield f"data.buckets: the largest height and width, {largest}, must reach the largest short side, {short}."
     if data.train.folder and data.train.folder == data.val.folder and data.train.folder_seed != data.val.folder_seed:
         yield "data.train.folder_seed and data.val.folder_seed must be equal, or images of val are trained on."
+    module, _, function = data.augment_hook.partition(":")
+    if data.augment_hook and not (function.isidentifier() and all(map(str.isidentifier, module.split(".")))):
+        yield f"data.augment_hook = {printable(data.augment_hook)} must be module:function, such as mine:augment."
     for option in train.compiler_options:
         name, equals, value = option.partition("=")
         if not (name.isidentifier() and equals and value):
@@ -247,6 +256,11 @@ def warnings(config: Config) -> list[str]:
         found.append(
             f"assigner.warmup_epochs = {config.assigner.warmup_epochs:g} covers all {train.epochs} epochs: "
             f"the task-aligned phase never starts."
+        )
+    if config.data.augmentation in ("strong", "aerial") and train.epochs <= config.data.closing_epochs:
+        found.append(
+            f"data.closing_epochs = {config.data.closing_epochs} covers all {train.epochs} epochs: no image "
+            f"becomes part of a mosaic."
         )
     part = train.batch_size // train.accumulate_steps
     if backbone.norm == "batch" and part < 4 and backbone.frozen_stages < 4:

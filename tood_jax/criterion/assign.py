@@ -18,12 +18,13 @@ from tood_jax.assigners.atss import assign_atss_batch
 from tood_jax.assigners.center_sampling import assign_center_sampling_batch
 from tood_jax.assigners.fovea import assign_fovea_batch
 from tood_jax.assigners.max_iou import assign_max_iou_batch
+from tood_jax.assigners.min_positives import Objects, add_best_locations, without_positives
 from tood_jax.assigners.ota import assign_ota_batch
 from tood_jax.assigners.paa import assign_paa_batch
 from tood_jax.assigners.rescue import add_rescued
 from tood_jax.assigners.simota import assign_simota_batch
 from tood_jax.assigners.task_aligned import assign_task_aligned_batch
-from tood_jax.config import Config, LossConfig
+from tood_jax.config import AssignerConfig, Config, LossConfig
 from tood_jax.distributed.mesh import map_per_device
 from tood_jax.geometry.box_coder import BoxCoder
 from tood_jax.geometry.locations import Pyramid, locations_in_image
@@ -89,14 +90,37 @@ def _task_aligned(pred: Predictions, batch: Batch, locations: Locations, config:
         batch.gt_boxes, batch.gt_labels, batch.gt_mask,
         topk=options.topk, alpha=options.alpha, beta=options.beta, min_iou=options.rescue_iou,
     )  # fmt: skip
-    if options.rescue_iou == 0:
-        return assignment
+    if options.rescue_iou > 0:
+        assignment = _with_rescued(assignment, pred, batch, locations, config)
+    if options.min_positives > 0:
+        assignment = _with_best_locations(assignment, pred, batch, locations, options)
+    return assignment
 
+
+def _with_rescued(
+    assignment: Assignment, pred: Predictions, batch: Batch, locations: Locations, config: Config
+) -> Assignment:
     def with_rescued():
         atss = _atss(pred, batch._replace(gt_mask=assignment.rescued), locations, config)
         return jax.vmap(add_rescued, in_axes=(0, 0, None, 0))(assignment, atss, locations.points, batch.gt_boxes)
 
     return lax.cond(assignment.rescued.any(), with_rescued, lambda: assignment)
+
+
+def _with_best_locations(
+    assignment: Assignment, pred: Predictions, batch: Batch, locations: Locations, options: AssignerConfig
+) -> Assignment:
+    add = partial(add_best_locations, topk=options.topk, alpha=options.alpha, beta=options.beta)
+
+    def with_best_locations():
+        objects = Objects(batch.gt_boxes, batch.gt_labels, batch.gt_mask)
+        boxes = pred.boxes * locations.strides
+        return jax.vmap(add, in_axes=(0, 0, 0, None, None, 0, 0))(
+            assignment, pred.scores, boxes, locations.points, locations.strides[:, 0], locations.valid, objects
+        )
+
+    is_needed = jax.vmap(without_positives)(assignment.gt_index, batch.gt_mask).any()
+    return lax.cond(is_needed, with_best_locations, lambda: assignment)
 
 
 def _warm_up(pred: Predictions, batch: Batch, locations: Locations, config: Config) -> Assignment:

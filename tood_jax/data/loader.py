@@ -4,13 +4,14 @@ The Grain source is a list of *batches*, not of images: element s is this proces
 so batches can be made anywhere and in any order. This module does not import JAX: the workers never touch a device.
 """
 
+import contextlib
 import functools
 import os
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from absl import flags
 
 from tood_jax.config import DataConfig
 from tood_jax.data.active_reads import ActiveReads, set_worker_index
+from tood_jax.data.augmentation.augment import Augmenter
+from tood_jax.data.augmentation.hook import load_hook
 from tood_jax.data.batch_iterator import BatchIterator, Traceback
 from tood_jax.data.counts import DataCounts
 from tood_jax.data.dataset import AnnotatedImage, Dataset
@@ -27,14 +30,15 @@ from tood_jax.data.preprocess import FILLER, Sample, canvases, empty_batch, prep
 from tood_jax.data.sampler import (
     BatchSpec,
     RowSpec,
-    TrainSampler,
     evaluation_batches,
+    image_sizes,
     padding_share,
     process_rows,
+    train_sampler,
 )
 from tood_jax.data.shared_memory import check_shared_memory
 from tood_jax.data.temporary_files import owner_prefix, set_shared_memory_prefix
-from tood_jax.data.transforms import resized_size
+from tood_jax.data.transforms import resized_size, size_within
 from tood_jax.types import Batch
 from tood_jax.untrusted.printable import printable
 
@@ -69,6 +73,7 @@ def train_batches(
     seed: int,
     start_step: int,
     num_steps: int,
+    epochs: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> BatchIterator:
@@ -76,11 +81,14 @@ def train_batches(
 
     Args:
         batch_size: of the global batch.
+        epochs: of the run (train.epochs), for data.closing_epochs; None: no epoch is a closing one.
 
     Raises:
-        DataError: the batch is not divisible by the number of processes, or shared memory is too small.
+        DataError: the batch is not divisible by the number of processes, shared memory is too small, or
+            data.augment_hook cannot be imported.
     """
-    sampler = TrainSampler(_sizes(dataset), data, batch_size, seed)
+    load_hook(data.augment_hook)
+    sampler = train_sampler(dataset, data, batch_size, seed, epochs)
     rows = process_rows(batch_size, process_index, process_count)
     return _iterate(dataset, data, rows, sampler.batch, start_step, num_steps, for_training=True)
 
@@ -102,14 +110,14 @@ def eval_batches(
     Raises:
         DataError: as `train_batches`.
     """
-    batches = evaluation_batches(_sizes(dataset), data, batch_size, flip)
+    batches = evaluation_batches(image_sizes(dataset), data, batch_size, flip)
     rows = process_rows(batch_size, process_index, process_count)
     return _iterate(dataset, data, rows, batches.__getitem__, 0, len(batches), for_training=False)
 
 
 def describe_batches(dataset: Dataset, data: DataConfig, batch_size: int, seed: int) -> str:
     """Return how the training images fill the canvases, for the log: "2 canvases, 4 % padding"."""
-    sampler = TrainSampler(_sizes(dataset), data, batch_size, seed)
+    sampler = train_sampler(dataset, data, batch_size, seed)
     epoch = [sampler.batch(step) for step in range(sampler.epoch_steps)]
     number = len({batch.canvas for batch in epoch})
     text = f"{number} canvas{'es' if number > 1 else ''}, {padding_share(epoch):.0%} padding".replace("%", " %")
@@ -129,6 +137,7 @@ class BatchBuilder:
     Args:
         rows: of the global batch.
         active_reads: records which image is being read.
+        num_classes: of the data set, to check what data.augment_hook returns.
         for_training: with data.broken_images = "skip", a broken image is replaced by the next image that can be
             decoded, and objects beyond data.max_objects are counted. In evaluation a broken image's row becomes a
             filler, and the objects come from the data set, not from the batch.
@@ -141,10 +150,12 @@ class BatchBuilder:
         rows: slice,
         active_reads: ActiveReads,
         *,
+        num_classes: int,
         for_training: bool,
     ):
         self._images, self._data, self._rows, self._for_training = images, data, rows, for_training
         self._active_reads = active_reads
+        self._augment = Augmenter(data, num_classes)
 
     def __call__(self, spec: BatchSpec, step: int) -> tuple[Batch, DataCounts]:
         rows = spec.rows[self._rows]
@@ -168,10 +179,10 @@ class BatchBuilder:
         reason = ""
         for offset in range(len(self._images)):
             index = (row.index + offset) % len(self._images)
-            noticed: list[str] = []
             try:
-                with self._active_reads.reading(step, index):
-                    sample = load_sample(self._images[index], row, offset > 0, self._data, noticed)
+                if row.key:
+                    return index, self._load_augmented(index, row, step, counts)
+                return index, self._load_plain(index, row, offset > 0, step, counts)
             except BrokenImageError as error:
                 if self._data.broken_images == "fail":
                     raise BrokenImageError(f"{error} Or leave such images out with data.broken_images=skip.") from None
@@ -179,11 +190,41 @@ class BatchBuilder:
                 counts.broken[reason] += 1
                 if not self._for_training:
                     return None
-                continue
-            for what in noticed:
-                counts.notice(what, printable(self._images[index].path))
-            return index, sample
         raise DataError(f"No image of the data set can be decoded; the last error: {reason}")
+
+    def _load_plain(self, index: int, row: RowSpec, is_replacement: bool, step: int, counts: DataCounts) -> Sample:
+        with self._reading(index, step, counts) as noticed:
+            return load_sample(self._images[index], row, is_replacement, self._data, noticed)
+
+    def _load_augmented(self, index: int, row: RowSpec, step: int, counts: DataCounts) -> Sample:
+        """Return the augmented image; with data.broken_images = "skip", it takes the place of broken partners."""
+
+        numbers = (index, *row.partners)
+
+        def decode(position: int, needed: tuple[int, int]) -> np.ndarray | None:
+            image = self._images[numbers[position]]
+            at_least = needed if self._data.scaled_decoding else None
+            try:
+                with self._reading(numbers[position], step, counts) as noticed:
+                    return decode_image(
+                        image.path, (image.height, image.width), at_least, self._data.bit_depth, noticed
+                    )
+            except BrokenImageError as error:
+                if position == 0 or self._data.broken_images == "fail":
+                    raise
+                counts.broken[str(error)] += 1
+                return None
+
+        return self._augment(row, [self._images[number] for number in numbers], decode)
+
+    @contextlib.contextmanager
+    def _reading(self, index: int, step: int, counts: DataCounts) -> Iterator[list[str]]:
+        """Record that an image is read, and count the unusual properties that are appended to the list."""
+        noticed: list[str] = []
+        with self._active_reads.reading(step, index):
+            yield noticed
+        for what in noticed:
+            counts.notice(what, printable(self._images[index].path))
 
 
 def load_sample(
@@ -202,8 +243,7 @@ def load_sample(
     """
     original_size, size = (image.height, image.width), row.size
     if is_replacement:
-        factor = min(row.size[0] / image.height, row.size[1] / image.width)
-        size = (max(1, round(image.height * factor)), max(1, round(image.width * factor)))
+        size = size_within(original_size, row.size)
     needed = size if data.scaled_decoding else None
     return preprocess(
         decode_image(image.path, original_size, needed, data.bit_depth, noticed),
@@ -214,10 +254,6 @@ def load_sample(
         flip=row.flip,
         vertical_flip=row.vertical_flip,
     )
-
-
-def _sizes(dataset: Dataset) -> np.ndarray:
-    return np.asarray([(image.height, image.width) for image in dataset.images], np.int64)
 
 
 def _iterate(
@@ -233,7 +269,9 @@ def _iterate(
     import grain  # not at the top: Grain imports JAX (without using a device), which decoding and sampling do not need
 
     active_reads = ActiveReads(data.workers, data.threads)
-    build = BatchBuilder(dataset.images, data, rows, active_reads, for_training=for_training)
+    build = BatchBuilder(
+        dataset.images, data, rows, active_reads, num_classes=len(dataset.classes), for_training=for_training
+    )
     source = grain.MapDataset.source(_BatchSource(spec_of, build, start, length))
     options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(1, data.prefetch_batches))
     iterable = source.to_iter_dataset(options)

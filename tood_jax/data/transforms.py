@@ -26,6 +26,12 @@ def fitted_size(size: tuple[int, int], canvas: tuple[int, int], *, enlarge: bool
     return max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
 
 
+def size_within(size: tuple[float, float], room: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of an image that fills the height or the width of `room`; the aspect ratio is kept, rounded."""
+    factor = min(room[0] / size[0], room[1] / size[1])
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize to (height, width) with bilinear interpolation; an image of that size is returned as it is."""
     return image if image.shape[:2] == size else cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)

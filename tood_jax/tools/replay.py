@@ -27,6 +27,7 @@ from tood_jax.config.paths import expand_home
 from tood_jax.criterion.losses import LossMaps, loss_maps, loss_parts
 from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import filter_for_training, load_dataset
+from tood_jax.data.sampler import images_per_epoch
 from tood_jax.distributed.sharding import make_mesh
 from tood_jax.models.detector import canvas_pyramid
 from tood_jax.training.plan import Plan, make_plan
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
         train_set = filter_for_training(
             load_dataset(config.data.train, config.data.broken_images, for_evaluation=False), config.data
         )
-        plan = make_plan(config, len(train_set.images))
+        plan = make_plan(config, images_per_epoch(train_set, config.data))
         if step > plan.total_steps:
             raise ConfigError(f"--step={step} is beyond the last update of this run, {plan.total_steps}.")
         check_same_data(checkpoint, config, train_set, plan)
@@ -154,7 +155,7 @@ def replay(trained: TrainedModel, config: Config, train_set: Dataset, step: int)
     """
     batch = batch_of_step(train_set, config, step - 1)
     mesh = make_mesh(jax.local_devices()[:1])
-    epoch_steps = make_plan(config, len(train_set.images)).epoch_steps
+    epoch_steps = make_plan(config, images_per_epoch(train_set, config.data)).epoch_steps
     in_tal_phase = np.asarray(step - 1 >= warmup_steps(config, epoch_steps))
 
     def compute(params, batch_stats, batch, in_tal_phase):

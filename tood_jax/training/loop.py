@@ -19,6 +19,7 @@ from tood_jax.config import Config
 from tood_jax.data.dataset import Dataset
 from tood_jax.data.loader import train_batches
 from tood_jax.data.preprocess import canvases
+from tood_jax.data.sampler import images_per_epoch
 from tood_jax.distributed.data_counts import sum_over_processes
 from tood_jax.distributed.host_sync import broadcast_json
 from tood_jax.distributed.sharding import check_batch, check_canvases
@@ -94,7 +95,7 @@ def train(
     check_batch(config.train.batch_size, mesh, config.train.accumulate_steps)
     check_batch(config.train.eval_batch_size, mesh)
     check_canvases(canvases(config.data), mesh)
-    plan = make_plan(config, len(train_set.images))
+    plan = make_plan(config, images_per_epoch(train_set, config.data))
     schedule = learning_rate_schedule(
         config.optimizer,
         batch_size=config.train.batch_size,
@@ -319,6 +320,7 @@ def _train_batches(config: Config, train_set: Dataset, plan: Plan, step: int) ->
         seed=config.train.seed,
         start_step=step,
         num_steps=max(0, plan.total_steps - step),
+        epochs=config.train.epochs,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

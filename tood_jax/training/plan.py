@@ -26,7 +26,7 @@ class Plan:
 
 
 def make_plan(config: Config, num_images: int) -> Plan:
-    """Return the plan of a run over so many images."""
+    """Return the plan of a run whose epochs have so many images (`images_per_epoch`)."""
     epoch = steps_per_epoch(num_images, config.train.batch_size)
     return Plan(
         epoch, epoch * config.train.epochs, epoch * config.train.eval_every_epochs, config.train.checkpoint_every_steps

@@ -7,6 +7,7 @@ from tood_jax.config import Config
 from tood_jax.criterion.losses import loss_parts
 from tood_jax.data.dataset import Dataset
 from tood_jax.data.loader import describe_batches
+from tood_jax.data.sampler import images_per_epoch
 from tood_jax.run_log.goodput import STEPS, Ledger, Stopwatch
 from tood_jax.run_log.log import RunLog, format_eta, images_per_second, memory_report
 from tood_jax.training.optimizer import scaled_learning_rate
@@ -42,8 +43,11 @@ def log_plan(config: Config, plan: Plan, step: int, train_set: Dataset, log: Run
     if assigner == "task-aligned":
         assigner = f"ATSS up to step {warmup_steps(config, plan.epoch_steps)}, task-aligned from there"
     padding = describe_batches(train_set, config.data, config.train.batch_size, config.train.seed)
+    images = f"{len(train_set.images)} images"
+    if config.data.repeat_threshold:
+        images += f" ({images_per_epoch(train_set, config.data)} per epoch, as those with rare classes are repeated)"
     log.info(
-        f"Training {config.name} on {len(train_set.images)} images: {config.train.epochs} epochs of "
+        f"Training {config.name} on {images}: {config.train.epochs} epochs of "
         f"{plan.epoch_steps} steps of {config.train.batch_size} images; learning rate {rate:g}; assigned by "
         f"{assigner}; {jax.device_count()} {jax.devices()[0].platform} device(s), {config.train.precision}; {padding}."
     )

@@ -29,7 +29,8 @@ def batch_of_step(dataset: Dataset, config: Config, step: int) -> Batch:
     """
     data = replace(config.data, workers=0)  # processes make the same batches, and take longer to start
     seed, batch_size = config.train.seed, config.train.batch_size
-    batches = train_batches(dataset, data, batch_size=batch_size, seed=seed, start_step=step, num_steps=1)
+    options = {"batch_size": batch_size, "seed": seed, "epochs": config.train.epochs}
+    batches = train_batches(dataset, data, **options, start_step=step, num_steps=1)
     with contextlib.closing(batches):
         return next(batches)
 

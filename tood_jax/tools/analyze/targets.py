@@ -15,6 +15,7 @@ from tood_jax.cli.tables import format_table
 from tood_jax.config import ConfigError
 from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import filter_for_training
+from tood_jax.data.sampler import images_per_epoch
 from tood_jax.distributed.sharding import make_mesh, put_batch, put_whole, replicated
 from tood_jax.models.detector import canvas_pyramid
 from tood_jax.training.plan import make_plan
@@ -57,7 +58,9 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
         trained = load_trained_model(checkpoint, config, averaged=False)
         check_classes(trained, train_set, config.data.train.source)
         step = args.update - 1 if args.update else checkpoint.step
-        in_tal_phase = step >= warmup_steps(config, make_plan(config, len(train_set.images)).epoch_steps)
+        in_tal_phase = step >= warmup_steps(
+            config, make_plan(config, images_per_epoch(train_set, config.data)).epoch_steps
+        )
         batch = batch_of_step(train_set, config, step)
         mesh = make_mesh(space=config.parallel.space)
         weights = put_whole((trained.params, trained.batch_stats), replicated(mesh))
