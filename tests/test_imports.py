@@ -154,6 +154,7 @@ def test_every_imported_package_is_declared():
     names = {"cv2": "opencv-python-headless", "orbax": "orbax-checkpoint", "absl": "absl-py", "torch": "torch"}
     # Imported where they are asked for:
     optional = {"torch", "tensorflow_datasets", "hotcoco", "supervision", "matplotlib", "pyarrow", "gradio", "ray"}
+    optional |= {"wandb", "mlflow", "trackio"}
     imported = set()
     for file in FILES:
         modules = imported_modules(file.read_text(encoding="utf-8"), "")

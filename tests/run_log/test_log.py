@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tood_jax.run_log import appender
-from tood_jax.run_log.log import RunLog, format_eta, images_per_second, memory_report
+from tood_jax.run_log.log import RunLog
+from tood_jax.run_log.rates import format_eta, images_per_second, memory_report
 from tood_jax.run_log.strict_json import json_safe
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tood_jax.api.training_drawings import DRAWN_IMAGES, TargetDrawings, draw_comparison
-from tood_jax.config import Config, ConfigError, DataConfig, save_config
+from tood_jax.config import Config, ConfigError, DataConfig, save_config, to_dict
 from tood_jax.config.validation import check, warnings
 from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import check_for_training, filter_for_training, load_dataset
@@ -29,6 +29,7 @@ from tood_jax.evaluation.predict import ImageDetections, compile_detect_step
 from tood_jax.models.build import build_model
 from tood_jax.run_log.goodput import Stopwatch
 from tood_jax.run_log.log import RunLog
+from tood_jax.run_log.loggers import check_loggers
 from tood_jax.training.consistency import check_same_everywhere, describe_process
 from tood_jax.training.folder_lock import hold_folder
 from tood_jax.training.height_split import check_height_split
@@ -73,12 +74,15 @@ def train(
         FolderInUseError: another run uses the run's folder.
     """
     check(config)
+    check_loggers(config.train.loggers)
     folder = Path(config.workdir)
     watch = Stopwatch(time.time() if began is None else began)
     with (
         StopRequest(has_peers=jax.process_count() > 1) as stop,
         hold_folder(folder, lambda: bool(stop.reason)),
-        RunLog(folder, config.train.log_every_steps, is_active=is_primary()) as log,
+        RunLog(
+            folder, config.train.log_every_steps, is_primary(), config.train.loggers, config.name, to_dict(config)
+        ) as log,
     ):
         for text in warnings(config):
             log.info(f"Note: {text}")

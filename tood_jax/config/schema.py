@@ -324,6 +324,9 @@ class TrainConfig:
     """End the run with an evaluation once its starts have taken so many hours in all; 0: no limit."""
     log_every_steps: Annotated[int, Range(1, 1_000_000_000)] = 50
     """Steps between two log lines."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """What gets the numbers and pictures besides the files of the run; each but tensorboard needs the extra of its
+    name, and its own environment variables say where to (docs/training.md)."""
     draw_targets: bool = True
     """Draw a few images with the positives of their objects at the start of the run and of the task-aligned phase."""
     collapse_steps: Annotated[int, Range(0, 1_000_000_000)] = 100

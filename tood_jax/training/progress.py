@@ -8,7 +8,8 @@ from tood_jax.criterion.losses import loss_parts
 from tood_jax.data.dataset import Dataset
 from tood_jax.data.loader import describe_batches
 from tood_jax.run_log.goodput import STEPS, Ledger, Stopwatch
-from tood_jax.run_log.log import RunLog, format_eta, images_per_second, memory_report
+from tood_jax.run_log.log import RunLog
+from tood_jax.run_log.rates import format_eta, images_per_second, memory_report
 from tood_jax.training.optimizer import scaled_learning_rate
 from tood_jax.training.plan import Plan
 from tood_jax.training.stepper import Row
