@@ -1,6 +1,7 @@
 """Train a detector, with evaluations on its val split."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tood_jax.config import Config, ConfigError, DataConfig, save_config, to_dic
 from tood_jax.config.validation import check, warnings
 from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import check_for_training, filter_for_training, load_dataset
+from tood_jax.data.loader import count_eval_batches
 from tood_jax.data.preprocess import canvases
 from tood_jax.data.temporary_files import remove_stale_files
 from tood_jax.distributed.host_sync import is_primary
@@ -144,14 +146,18 @@ class Evaluator:
         in_tal_phase = np.asarray(step >= warmup_steps(self.config, self.plan.epoch_steps))
         phase = [in_tal_phase] if self.config.train.eval_losses else []
 
+        data, batch_size = self.config.data, self.config.train.eval_batch_size
+        batches, number = count_eval_batches(self.dataset, data, batch_size), itertools.count()
+
         def detect(*inputs: Any) -> Any:
             check()
+            self.log.live_evaluation(next(number), batches)
             return self.detect_step(*inputs, *phase)
 
-        data, batch_size = self.config.data, self.config.train.eval_batch_size
         evaluation = evaluate_set(
             detect, state.eval_params, state.batch_stats, self.dataset, data, batch_size, self.mesh
         )
+        self.log.live_evaluation(batches, batches)
         metrics, found = evaluation.metrics, evaluation.detections
         names = class_names(self.dataset.classes)
         self.log.metrics(step, {**metrics.to_dict(), **evaluation.losses, "images": len(found)}, kind="eval")

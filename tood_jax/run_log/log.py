@@ -12,7 +12,6 @@ A full disk never ends a run: it is reported once, and the lines wait in memory 
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,15 +20,14 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from tood_jax.files import write_atomically
 from tood_jax.run_log.appender import Appender
+from tood_jax.run_log.live_bar import LiveBar
 from tood_jax.run_log.logger import Picture
 from tood_jax.run_log.loggers import Loggers
 from tood_jax.run_log.strict_json import json_safe
 from tood_jax.untrusted.printable import printable_lines
-from tood_jax.untrusted.terminal import print_line, print_warning
 
 
 class RunLog:
@@ -37,7 +35,7 @@ class RunLog:
 
     Args:
         folder: of the run, created if missing.
-        log_every_steps: steps between the plain progress lines (train.log, and the terminal where it is no TTY).
+        log_every_steps: steps between the plain progress lines.
         is_active: False makes every method do nothing (all processes of a run except the primary).
         loggers: what else gets the numbers and pictures, by the names of loggers.py.
         name: of the run, for these loggers.
@@ -56,7 +54,7 @@ class RunLog:
         self.folder = Path(folder)
         self._every = max(1, log_every_steps)
         self._is_active = is_active
-        self._bar: Any = None
+        self._bar = LiveBar()
         self._loggers = Loggers(loggers, self.folder, name or self.folder.name, config or {}, self.info)
         self._metrics_file = self.folder / "metrics.jsonl"
         self._text = Appender(self.folder / "train.log", self.info)
@@ -76,12 +74,7 @@ class RunLog:
         if not self._is_active:
             return
         self._write_text(text)
-        if self._bar is not None:
-            self._bar.clear()
-            print_warning(text)
-            self._bar.refresh()
-        else:
-            print_line(text)
+        self._bar.print_above(text)
 
     def warn(self, text: str) -> None:
         """Write a warning to the terminal and to train.log."""
@@ -144,27 +137,23 @@ class RunLog:
         return file
 
     def progress(self, step: int, total: int, fields: Mapping[str, float | str]) -> None:
-        """Show the progress: one live line where stderr is a TTY; a plain line every `log_every_steps` and at the end.
+        """Write a plain line of the progress every `log_every_steps` and at the end.
 
         It may be called at every step. `fields` are shown in their order, floats with four digits.
         """
-        if not self._is_active:
-            return
-        text = "  ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in fields.items())
-        is_live = sys.stderr is not None and sys.stderr.isatty()
-        if is_live:
-            if self._bar is None or self._bar.total != total:
-                self._close_bar()
-                self._bar = tqdm(total=total, bar_format="{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} {desc}")
-            self._bar.set_description_str(text, refresh=False)
-            self._bar.update(step - self._bar.n)
-        if step % self._every == 0 or step == total:
-            line = f"step {step}/{total}  {text}"
-            self._write_text(line)
-            if not is_live:
-                print_line(line)
-        if step >= total:
-            self._close_bar()
+        if self._is_active and (step % self._every == 0 or step == total):
+            text = "  ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in fields.items())
+            self.info(f"step {step}/{total}  {text}")
+
+    def live_step(self, step: int, total: int, loss: float, batch_size: int, seconds: float) -> None:
+        """Show a step that is done on the bar of a terminal, as LiveBar.step; it is written to no file."""
+        if self._is_active:
+            self._bar.step(step, total, loss, batch_size, seconds)
+
+    def live_evaluation(self, done: int, total: int) -> None:
+        """Show how many batches of an evaluation are done on the bar of a terminal."""
+        if self._is_active:
+            self._bar.evaluation(done, total)
 
     def resume_from(self, step: int, evaluated: bool = True) -> None:
         """Drop what was logged after `step` steps; to be called before the first metrics of a run that resumes there.
@@ -187,7 +176,7 @@ class RunLog:
         """End the live line and finish the loggers; nothing is logged afterwards."""
         if not self._is_active:
             return
-        self._close_bar()
+        self._bar.close()
         self._loggers.close()
         self._is_active = False
 
@@ -195,11 +184,6 @@ class RunLog:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         lines = printable_lines(text).split("\n")
         self._text.append("".join(f"{stamp}  {line}\n" for line in lines).encode())
-
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
     def _scalars_of(self, step: int) -> list[tuple[int, dict[str, float]]]:
         lines = self._metrics_file.read_bytes().splitlines() if self._metrics_file.exists() else []

@@ -239,6 +239,7 @@ class _Run:
         if self.step > self.config.optimizer.warmup_steps and self.collapse.count(row):
             self._report_collapse()
         pace.count(self.config.train.batch_size)
+        self.log.live_step(self.step, self.plan.total_steps, row["loss"], self.config.train.batch_size, pace.seconds())
         if self.step % self.config.train.log_every_steps == 0 or self.step == self.plan.total_steps:
             self.ledger.mark(self.step)
             log_window(self.config, self.plan, self.step, self.unlogged, pace, self.ledger, self.log)

@@ -28,6 +28,11 @@ class Pace:
         """Count images that were trained on."""
         self._images += images
 
+    def seconds(self) -> float:
+        """Return the time of all steps of this start, with that of waiting for data."""
+        spent = self._watch.spent()
+        return spent[STEPS] + spent.get("waiting", 0.0)
+
     def read(self) -> tuple[float, float]:
         """Return (images/s, share 0–1 of waiting for data) since the last call."""
         now = self._watch.spent()
