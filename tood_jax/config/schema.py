@@ -324,6 +324,9 @@ class TrainConfig:
     """End the run with an evaluation once its starts have taken so many hours in all; 0: no limit."""
     log_every_steps: Annotated[int, Range(1, 1_000_000_000)] = 50
     """Steps between two log lines."""
+    profile_steps: str = ""
+    """FIRST:END writes JAX's profile of the steps FIRST to END − 1, counted from 1, into the folder profile of the run,
+    and their longest operations into the log (20:25: five steps); empty: none."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
     """What gets the numbers and pictures besides the files of the run; each but tensorboard needs the extra of its
     name, and its own environment variables say where to (docs/training.md)."""
@@ -402,6 +405,12 @@ class Config:
         words = {"true": True, "false": False}
         pairs = (option.split("=", 1) for option in self.train.compiler_options)
         return {name: words.get(value.lower(), value) for name, value in pairs}
+
+    @property
+    def profile_steps(self) -> tuple[int, int] | None:
+        """(FIRST, END) of train.profile_steps; None without."""
+        first, _, end = self.train.profile_steps.partition(":")
+        return (int(first), int(end)) if first else None
 
     @property
     def workdir(self) -> str:

@@ -20,7 +20,7 @@ from tood_jax.data.dataset import Dataset
 from tood_jax.data.loader import train_batches
 from tood_jax.data.preprocess import canvases
 from tood_jax.distributed.data_counts import sum_over_processes
-from tood_jax.distributed.host_sync import broadcast_json
+from tood_jax.distributed.host_sync import broadcast_json, is_primary
 from tood_jax.distributed.sharding import check_batch, check_canvases
 from tood_jax.distributed.signals import Reason, Stopped, StopRequest
 from tood_jax.models.detector import Detector
@@ -36,6 +36,7 @@ from tood_jax.training.progress import Pace, log_plan, log_window
 from tood_jax.training.resume import StartFrom, restore_or_init
 from tood_jax.training.run_description import RunDescription
 from tood_jax.training.state import TrainState
+from tood_jax.training.step_profile import StepProfile
 from tood_jax.training.stepper import Row, Stepper
 from tood_jax.training.train_step import compile_train_step, warmup_steps
 
@@ -146,6 +147,7 @@ def train(
                 ledger=ledger,
                 collapse=CollapseWatch(config.train.collapse_steps, about.get("bad_steps", 0)),
                 early_end=early_end,
+                profile=StepProfile(config.profile_steps, folder, log, is_primary()),
                 step=step,
                 unlogged=list(about.get("unlogged", [])),
                 metrics=metrics,
@@ -169,6 +171,7 @@ class _Run:
     ledger: Ledger
     collapse: CollapseWatch
     early_end: EarlyEnd
+    profile: StepProfile
     step: int  # number of steps done
     unlogged: list[Row]  # numbers of the steps since the last line of the log
     metrics: dict[str, Any] | None  # of the evaluation after exactly this step
@@ -180,13 +183,17 @@ class _Run:
         if plan.evaluates_at(self.step) and self.metrics is None:  # stopped between this step and its evaluation
             self._evaluate()
         phase_starts = (0, warmup_steps(self.config, plan.epoch_steps))
+        boundaries = (*phase_starts, *self.profile.boundaries)
         pace = Pace(self.watch)
         while not self._is_over and not stepper.reason:
             if self.on_phase_start and self.step in phase_starts:
                 with self.watch.spend("evaluating"):
                     self.on_phase_start(stepper.state, self.step)
             save_step = plan.next_save(self.step)
-            self._run_steps(min(step for step in (*phase_starts, save_step) if step > self.step) - self.step, pace)
+            self.profile.before(self.step)
+            self._run_steps(min(step for step in (*boundaries, save_step) if step > self.step) - self.step, pace)
+            with self.watch.spend("evaluating"):
+                self.profile.after(self.step)
             if self.step < save_step and not stepper.reason:
                 continue
             if self.step < plan.total_steps and self.collapse.is_suspicious:
@@ -195,6 +202,7 @@ class _Run:
             self._save()
             if plan.evaluates_at(self.step) and not stepper.reason:
                 self._evaluate()
+        self.profile.end(self.step)  # stopped inside it
         if stepper.reason is Reason.OUT_OF_TIME and not self.collapse.is_suspicious and self.metrics is None:
             self._evaluate()
         with self.watch.spend("saving"):
@@ -225,6 +233,7 @@ class _Run:
     def _run_steps(self, steps: int, pace: Pace) -> None:
         for row, batch in self.stepper.rows(steps):
             if not row["finite"]:
+                self.profile.end(self.step)
                 self._save()
                 self.store.wait()
                 raise NonFiniteLossError(save_evidence(Path(self.config.workdir), self.step, row, batch))
