@@ -18,6 +18,7 @@ from tood_jax.config import ConfigError, TrainConfig
 from tood_jax.run_log import background_logger, loggers
 from tood_jax.run_log.log import RunLog
 from tood_jax.run_log.logger import LoggerStart, clean_tag
+from tood_jax.run_log.wandb_logger import has_login
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -272,3 +273,25 @@ def test_the_real_library_has_both_starts_in_one_run(tmp_path, logger):
     assert found["eval/AP"] == [[3, 0.5], [4, 0.5]]
     assert [step for step, _ in found["eval/class/Gr__e__1_"]] == [3, 4]
     assert (found["parameter"], found["pictures"], found["state"]) == ("3", 2, "FINISHED")
+
+
+@pytest.mark.parametrize(
+    ("variables", "netrc", "expected"),
+    [
+        ({}, None, False),
+        ({"WANDB_API_KEY": "x"}, None, True),
+        ({"WANDB_IDENTITY_TOKEN_FILE": "x"}, None, True),
+        ({}, "machine api.wandb.ai login user password x", True),
+        ({}, "machine other.org login user password x", False),
+        ({}, "not a netrc file", False),
+    ],
+)
+def test_wandb_is_offline_without_a_login(tmp_path, monkeypatch, variables, netrc, expected):
+    """It would ask at the terminal otherwise."""
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"NETRC": str(tmp_path / "netrc")} | variables).items():
+        monkeypatch.setenv(name, value)
+    if netrc is not None:
+        (tmp_path / "netrc").write_text(netrc)
+    assert has_login("https://api.wandb.ai") == expected

@@ -31,7 +31,7 @@ class WandbLogger:
         run_id = start.run_id or secrets.token_hex(8)
         start.keep_run_id(run_id)
         mode = os.environ.get("WANDB_MODE")
-        if mode is None and not _has_login(wandb.Settings().base_url):
+        if mode is None and not has_login(wandb.Settings().base_url):
             mode = "offline"
             start.log(f"Note: W&B has no login, so its numbers wait in {start.folder}/wandb for `wandb sync`.")
         self._run: Any = wandb.init(
@@ -59,7 +59,7 @@ class WandbLogger:
         self._run.finish()
 
 
-def _has_login(url: str) -> bool:
+def has_login(url: str) -> bool:
     """Return whether W&B would find credentials; it asks at the terminal otherwise."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
