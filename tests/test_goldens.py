@@ -142,7 +142,7 @@ def test_trajectory(golden, phase):
         golden.compare(what, rows[step - 1] / golden.numbers[f"traj_{phase}"][step - 1], [1, 1], limit)
     start = golden.nudged_params(phase)
     for trained, before, after in zip(
-        jax.tree.leaves(trained_mask(start, golden.config.backbone)),
+        jax.tree.leaves(trained_mask(start, golden.config)),
         jax.tree.leaves(start),
         jax.tree.leaves(params),
         strict=True,

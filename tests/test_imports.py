@@ -162,7 +162,7 @@ def test_every_imported_package_is_declared():
     # Imported where they are asked for:
     optional = {
         "torch", "tensorflow_datasets", "hotcoco", "supervision", "matplotlib", "pyarrow", "gradio", "ray", "PIL",
-        "onnxruntime",
+        "onnxruntime", "wandb", "mlflow", "trackio",
     }  # fmt: skip
     imported = set()
     for file in FILES:

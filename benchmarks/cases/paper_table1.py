@@ -109,7 +109,7 @@ def count(config: Config, num_classes: int, height: int, width: int) -> Counts:
 
     params = variables["params"]
     sizes = {path: leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    trained = {path: size for path, size in sizes.items() if is_trained(path, config.backbone)}
+    trained = {path: size for path, size in sizes.items() if is_trained(path, config)}
     norms = [size for path, size in trained.items() if path[0].key == "backbone" and path[-2].key == "norm"]
     levels = tuple(
         jax.ShapeDtypeStruct((1, *shape, config.neck.channels), jnp.float32) for shape in level_shapes(height, width)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +43,7 @@ from benchmarks.peers.load import load_plain_torch
 from benchmarks.peers.protocol import Run
 from benchmarks.peers.tood_jax_peer import training_workload
 from tood_jax.config import Config
+from tood_jax.run_log.profile_trace import Event, own_times, read_events
 from tood_jax.tools.compile_for.hlo_text import Instruction, Program, read_program
 
 NAME = "step_profile"
@@ -66,14 +67,6 @@ class StageTime(NamedTuple):
     products: float
     others: float
     floor: float | None  # the least time, of products and all else; None where it is not counted
-
-
-class Event(NamedTuple):
-    """An operation that ran on one thread or stream."""
-
-    name: str
-    start: float  # nanoseconds
-    duration: float
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
@@ -145,17 +138,7 @@ def profile(run: Run, repeats: int) -> tuple[float, list[list[Event]]]:
             for _ in range(repeats):
                 jax.block_until_ready(run())
             elapsed = (time.perf_counter() - started) / repeats
-        (file,) = Path(folder).rglob("*.xplane.pb")
-        planes = jax.profiler.ProfileData.from_file(str(file)).planes
-        return elapsed, [
-            [
-                Event(str(found["hlo_op"]), event.start_ns, event.duration_ns)
-                for event in line.events
-                if "hlo_op" in (found := dict(event.stats))
-            ]
-            for plane in planes
-            for line in plane.lines
-        ]
+        return elapsed, read_events(Path(folder))
 
 
 def seconds_by_stage(
@@ -177,25 +160,6 @@ def seconds_by_stage(
             stage, product = stages.get(name, (UNKNOWN_ORIGIN, False))
             (products if product else others)[stage] += nanoseconds / 1e9
     return products, others
-
-
-def own_times(line: list[Event]) -> Iterator[tuple[str, float]]:
-    """Yield (name, nanoseconds) of each event of one thread, without the time of the events inside it."""
-    open_events: list[Event] = []
-    inside: list[float] = []  # for each open event, the time of the events inside it
-
-    def close(until: float) -> Iterator[tuple[str, float]]:
-        while open_events and open_events[-1].start + open_events[-1].duration <= until:
-            event = open_events.pop()
-            yield event.name, event.duration - inside.pop()
-            if inside:
-                inside[-1] += event.duration
-
-    for event in sorted(line, key=lambda event: (event.start, -event.duration)):
-        yield from close(event.start)
-        open_events.append(event)
-        inside.append(0.0)
-    yield from close(float("inf"))
 
 
 def is_product(instruction: Instruction, program: Program) -> bool:

@@ -108,7 +108,7 @@ def trace_network(config: Config, sizes: StepSizes) -> TracedNetwork:
     kernels: dict[str, tuple[int, int]] = {}
     trained_parameters = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
-        trained = leaf.size * is_trained(path, config.backbone)
+        trained = leaf.size * is_trained(path, config)
         trained_parameters += trained
         if stage := stage_of("/" + "/".join(key.key for key in path)):
             total, total_trained = kernels.get(stage, (0, 0))

@@ -57,7 +57,7 @@ def norm_inputs(inputs: PeerInputs) -> list[NormInputs]:
     for path, leaf in jax.tree.leaves_with_path(shapes):
         kind = config.backbone.norm if path[0].key == "backbone" else "group"
         values, cotangent = rng.standard_normal((2, *leaf.shape), np.float32).astype(dtype)
-        found.append(NormInputs(kind, config.head.norm_groups, is_trained(path, config.backbone), values, cotangent))
+        found.append(NormInputs(kind, config.head.norm_groups, is_trained(path, config), values, cotangent))
     return found
 
 

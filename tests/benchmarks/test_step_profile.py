@@ -3,8 +3,9 @@
 import pytest
 
 from benchmarks.cases import step_profile
-from benchmarks.cases.step_profile import Event, own_times, seconds_by_stage
+from benchmarks.cases.step_profile import seconds_by_stage
 from benchmarks.harness.roofline import UNKNOWN_ORIGIN
+from tood_jax.run_log.profile_trace import Event
 from tood_jax.tools.compile_for.hlo_text import read_program
 
 TEXT = """HloModule jit_step
@@ -21,15 +22,6 @@ ENTRY %main (a: f32[4,4]) -> f32[4,4] {
   ROOT %copy.1 = f32[4,4]{1,0} copy(%norm)
 }
 """
-
-
-def test_an_event_loses_what_is_inside_of_it():
-    line = [Event("inner", 2, 3), Event("loop", 0, 10), Event("innermost", 3, 1), Event("next", 10, 4)]
-    assert sorted(own_times(line)) == [("inner", 2), ("innermost", 1), ("loop", 7), ("next", 4)]
-
-
-def test_no_events():
-    assert list(own_times([])) == []
 
 
 def test_products_and_all_else_by_stage():

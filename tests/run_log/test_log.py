@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tood_jax.run_log import appender
-from tood_jax.run_log.log import RunLog, format_eta, images_per_second, memory_report
+from tood_jax.run_log.log import RunLog
+from tood_jax.run_log.rates import format_eta, images_per_second, memory_report
 from tood_jax.run_log.strict_json import json_safe
 
 
@@ -176,32 +177,6 @@ def test_progress_without_a_tty_is_a_line_an_interval(tmp_path: Path, capsys: py
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"step {step}/25  loss 0.3333  eta 00:01" for step in (10, 20, 25)]
     assert len((tmp_path / "train.log").read_text().splitlines()) == 3
-
-
-def test_progress_on_a_tty_is_one_live_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with RunLog(tmp_path, log_every_steps=2) as log:
-        for step in range(1, 5):
-            log.progress(step, 4, {"loss": 0.25})
-            if step == 2:
-                log.info("evaluated")
-    assert "loss 0.25" in terminal.getvalue()
-    assert "4/4" in terminal.getvalue()
-    assert "evaluated\n" in terminal.getvalue()
-    assert terminal.getvalue().count("\n") == 2  # the text, and the end of the line
-    assert capsys.readouterr().out == ""
-    assert [line[21:] for line in (tmp_path / "train.log").read_text().splitlines()] == [
-        "step 2/4  loss 0.25",
-        "evaluated",
-        "step 4/4  loss 0.25",
-    ]
 
 
 def test_processes_other_than_the_primary_log_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Train a detector, with evaluations on its val split."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tood_jax.api.training_drawings import DRAWN_IMAGES, TargetDrawings, draw_comparison
-from tood_jax.config import Config, ConfigError, DataConfig, save_config
+from tood_jax.config import Config, ConfigError, DataConfig, save_config, to_dict
 from tood_jax.config.validation import check, warnings
 from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import check_for_training, filter_for_training, load_dataset
+from tood_jax.data.loader import count_eval_batches
 from tood_jax.data.preprocess import canvases
 from tood_jax.data.sampler import images_per_epoch
 from tood_jax.data.temporary_files import remove_stale_files
@@ -30,6 +32,7 @@ from tood_jax.evaluation.predict import ImageDetections, compile_detect_step
 from tood_jax.models.build import build_model
 from tood_jax.run_log.goodput import Stopwatch
 from tood_jax.run_log.log import RunLog
+from tood_jax.run_log.loggers import check_loggers
 from tood_jax.training.consistency import check_same_everywhere, describe_process
 from tood_jax.training.folder_lock import hold_folder
 from tood_jax.training.height_split import check_height_split
@@ -74,12 +77,15 @@ def train(
         FolderInUseError: another run uses the run's folder.
     """
     check(config)
+    check_loggers(config.train.loggers)
     folder = Path(config.workdir)
     watch = Stopwatch(time.time() if began is None else began)
     with (
         StopRequest(has_peers=jax.process_count() > 1) as stop,
         hold_folder(folder, lambda: bool(stop.reason)),
-        RunLog(folder, config.train.log_every_steps, is_active=is_primary()) as log,
+        RunLog(
+            folder, config.train.log_every_steps, is_primary(), config.train.loggers, config.name, to_dict(config)
+        ) as log,
     ):
         for text in warnings(config):
             log.info(f"Note: {text}")
@@ -141,14 +147,18 @@ class Evaluator:
         in_tal_phase = np.asarray(step >= warmup_steps(self.config, self.plan.epoch_steps))
         phase = [in_tal_phase] if self.config.train.eval_losses else []
 
+        data, batch_size = self.config.data, self.config.train.eval_batch_size
+        batches, number = count_eval_batches(self.dataset, data, batch_size), itertools.count()
+
         def detect(*inputs: Any) -> Any:
             check()
+            self.log.live_evaluation(next(number), batches)
             return self.detect_step(*inputs, *phase)
 
-        data, batch_size = self.config.data, self.config.train.eval_batch_size
         evaluation = evaluate_set(
             detect, state.eval_params, state.batch_stats, self.dataset, data, batch_size, self.mesh
         )
+        self.log.live_evaluation(batches, batches)
         metrics, found = evaluation.metrics, evaluation.detections
         names = class_names(self.dataset.classes)
         self.log.metrics(step, {**metrics.to_dict(), **evaluation.losses, "images": len(found)}, kind="eval")

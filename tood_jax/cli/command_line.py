@@ -236,6 +236,9 @@ def _checked_option(name: str, hint: Any, values: list[str]) -> list[str]:
         values = ["True"]
     if _is_numbers(hint):
         values = [number for value in values for number in re.split(r"[\s,;x×()\[\]]+", value) if number]
+    elif typing.get_origin(hint) is tuple:
+        texts = ([value] if "=" in value else value.split(",") for value in values)  # a compiler option may have commas
+        values = [text for some in texts for text in some if text not in ("", "()")]
     if hint is bool:
         values = [_BOOLEANS.get(value.lower(), value) for value in values]
     if type(None) in typing.get_args(hint):
@@ -246,7 +249,8 @@ def _checked_option(name: str, hint: Any, values: list[str]) -> list[str]:
         with contextlib.redirect_stderr(io.StringIO()):  # tyro prints its own message
             tyro.cli(alone, args=words, console_outputs=False, config=STYLE)
     except SystemExit:
-        literals = [str(part) for part in typing.get_args(hint)] if typing.get_origin(hint) is typing.Literal else []
+        choices = [hint, *typing.get_args(hint)]
+        literals = [str(part) for one in choices if typing.get_origin(one) is typing.Literal for part in one.__args__]
         raise ConfigError(f"--{name}={given} must be {describe_type(hint)}.{did_you_mean(given, literals)}") from None
     return [words[0].replace("--value", f"--{name}", 1), *words[1:]]
 

@@ -45,6 +45,7 @@ COMMANDS = {
     "compile": Command("tood_jax.tools.compile_for.main", "compile a config for other devices: memory and work"),
     "configs": Command("tood_jax.cli.configs", "list the configs with their published AP", takes_config=False),
     "info": Command("tood_jax.tools.info", "parameters and multiply-adds of a config or a checkpoint"),
+    "lr": Command("tood_jax.tools.learning_rates", "find a learning rate: the loss while the rate grows"),
     "replay": Command("tood_jax.tools.replay", "one update of a run again: its batch, losses per object, gradients"),
     "runs": Command("tood_jax.cli.runs", "list runs with their steps and AP", takes_config=False),
 }

@@ -112,6 +112,8 @@ def describe_type(hint: Any) -> str:
     if origin is tuple:
         count = "a list of" if parts[-1] is Ellipsis else str(len(parts))
         plurals = {int: "integers", float: "numbers", str: "texts", bool: "booleans"}
+        if typing.get_origin(parts[0]) is Literal:
+            return f"{count} names among {', '.join(str(name) for name in typing.get_args(parts[0]))}"
         return f"{count} {plurals.get(parts[0]) or f'groups of {describe_type(parts[0])}'}"
     names = {int: "an integer", float: "a number", str: "text", bool: "True or False", type(None): "None"}
     if dataclasses.is_dataclass(hint):

@@ -281,23 +281,32 @@ class DataConfig:
 class OptimizerConfig:
     """The optimizer and its schedule."""
 
-    kind: Literal["sgd", "adamw"] = "sgd"
+    kind: Literal["sgd", "adamw", "lion", "muon"] = "sgd"
     """sgd: with momentum, as published; adamw: needs a lower learning rate and more weight decay (0.001 and 0.05 in
-    configs/small_set.py)."""
+    configs/small_set.py); lion: a tenth of adamw's rate and ten times its decay; muon: orthogonalized momentum for
+    kernels, scaled to adamw's rate, and adamw for all else."""
     learning_rate: Annotated[float, Range(0, 1_000_000, above=True)] = 0.01
     """Peak learning rate for a global batch of `learning_rate_batch` images; scaled linearly to the actual batch."""
     learning_rate_batch: Annotated[int, Range(1, 1_000_000)] = 16
     """Global batch, in images, that `learning_rate` is for."""
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
-    """Fraction of the previous update that is added to the next (adamw: β₁)."""
+    """Fraction of the previous update that is added to the next (adamw, lion: β₁; muon: β and β₁)."""
     weight_decay: Annotated[float, Range(0, 1_000_000)] = 1e-4
     """Weight decay of every trained parameter, as published."""
+    backbone_factor: Annotated[float, Range(0, 1_000, above=True)] = 1.0
+    """Factor of the learning rate in the backbone, such as 0.1 for pre-trained weights."""
+    frozen: tuple[str, ...] = ()
+    """Parameters that do not train, by names or patterns (neck, backbone/layer1_*, head/*/bias), beside
+    backbone.frozen_stages; a name stands for all below it. Statistics of BatchNorm still follow the batches."""
     warmup_steps: Annotated[int, Range(0, 1_000_000_000)] = 500
-    """Steps of linear warm-up; 0 for none."""
+    """Steps of warm-up; 0 for none."""
+    warmup: Literal["linear", "exponential"] = "linear"
+    """Growth of the rate in the warm-up: by equal differences or by equal factors."""
     warmup_factor: Annotated[float, Range(0, 1, above=True)] = 0.001
     """The warm-up starts at this fraction of the peak."""
-    schedule: Literal["step", "cosine"] = "step"
-    """After the warm-up: step reduces the rate at `step_epochs`; cosine decays it to 0 over the whole run."""
+    schedule: Literal["step", "cosine", "one_cycle"] = "step"
+    """After the warm-up: step reduces the rate at `step_epochs`; cosine decays it to 0 over the whole run. one_cycle
+    has no other warm-up: by cosines from 1/25 of the peak to the peak in 30 % of the run, then to almost 0."""
     step_epochs: Annotated[tuple[int, ...], Range(0, 1_000_000)] = (8, 11)
     """schedule = step: the rate is multiplied by `step_factor` at the start of these epochs."""
     step_factor: Annotated[float, Range(0, 1, above=True)] = 0.1
@@ -356,6 +365,12 @@ class TrainConfig:
     """End the run with an evaluation once its starts have taken so many hours in all; 0: no limit."""
     log_every_steps: Annotated[int, Range(1, 1_000_000_000)] = 50
     """Steps between two log lines."""
+    profile_steps: str = ""
+    """FIRST:END writes JAX's profile of the steps FIRST to END − 1, counted from 1, into the folder profile of the run,
+    and their longest operations into the log (20:25: five steps); empty: none."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """What gets the numbers and pictures besides the files of the run; each but tensorboard needs the extra of its
+    name, and its own environment variables say where to (docs/training.md)."""
     draw_targets: bool = True
     """Draw a few images with the positives of their objects at the start of the run and of the task-aligned phase."""
     collapse_steps: Annotated[int, Range(0, 1_000_000_000)] = 100
@@ -431,6 +446,12 @@ class Config:
         words = {"true": True, "false": False}
         pairs = (option.split("=", 1) for option in self.train.compiler_options)
         return {name: words.get(value.lower(), value) for name, value in pairs}
+
+    @property
+    def profile_steps(self) -> tuple[int, int] | None:
+        """(FIRST, END) of train.profile_steps; None without."""
+        first, _, end = self.train.profile_steps.partition(":")
+        return (int(first), int(end)) if first else None
 
     @property
     def workdir(self) -> str:

@@ -35,6 +35,7 @@ _SAFE_OPTIONS = (
 )
 _SAFE_VALUE = re.compile(r"(?i:true|false)|\d{1,9}")
 _MAX_ITEMS = 100  # of a list
+_MAX_PROFILE = 1000  # steps
 _MAX_CHARACTERS = 4096  # of a text; what Linux allows a path
 
 
@@ -226,6 +227,11 @@ def _run_problems(config: Config) -> Iterator[str]:
         name, equals, value = option.partition("=")
         if not (name.isidentifier() and equals and value):
             yield f"train.compiler_options: {option!r} must be name=value, such as xla_tpu_run_space_to_batch=false."
+    if train.profile_steps and not _is_profile(train.profile_steps):
+        yield (
+            f"train.profile_steps = {printable(repr(train.profile_steps), 60)} must be FIRST:END with 1 ≤ FIRST < END "
+            f"and at most {_MAX_PROFILE} steps, such as 20:25; or empty."
+        )
     if train.batch_size % train.accumulate_steps:
         yield (
             f"train.batch_size = {train.batch_size} must be a multiple of "
@@ -237,6 +243,11 @@ def _run_problems(config: Config) -> Iterator[str]:
             f"optimizer.step_epochs = {steps} must increase and lie between 0 and train.epochs = {train.epochs} "
             f"(for a shorter run, set both)."
         )
+
+
+def _is_profile(steps: str) -> bool:
+    found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", steps)
+    return found is not None and 1 <= int(found[1]) < int(found[2]) <= int(found[1]) + _MAX_PROFILE
 
 
 def warnings(config: Config) -> list[str]:

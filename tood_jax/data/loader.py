@@ -115,6 +115,11 @@ def eval_batches(
     return _iterate(dataset, data, rows, batches.__getitem__, 0, len(batches), for_training=False)
 
 
+def count_eval_batches(dataset: Dataset, data: DataConfig, batch_size: int) -> int:
+    """Return the number of batches of `eval_batches`."""
+    return len(evaluation_batches(_sizes(dataset), data, batch_size, False))
+
+
 def describe_batches(dataset: Dataset, data: DataConfig, batch_size: int, seed: int) -> str:
     """Return how the training images fill the canvases, for the log: "2 canvases, 4 % padding"."""
     sampler = train_sampler(dataset, data, batch_size, seed)

@@ -163,4 +163,18 @@ def draw_history(rows: Sequence[dict[str, Any]]) -> bytes:
     return encode_figure(figure)
 
 
+def draw_rates(rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, suggested: float | None) -> bytes:
+    """Draw the [n] losses of a learning-rate range test over its rates, with the rate that it suggests."""
+    figure, axes = _new_figure()
+    axes.plot(rates, losses, color="0.75", linewidth=1, label="loss")
+    axes.plot(rates, smoothed, label="smoothed")
+    if suggested is not None:
+        axes.axvline(suggested, color="C1", linestyle="--", label=f"suggested: {suggested:.2g}")
+    axes.set_xscale("log")
+    axes.set_xlabel("optimizer.learning_rate")
+    axes.set_ylabel("loss")
+    axes.legend()
+    return encode_figure(figure)
+
+
 _LABELS = {"train_loss": "training loss", "loss": "validation loss"}

@@ -3,7 +3,7 @@
 train.log                  the text, each line with its local time
 metrics.jsonl              {"step", "kind", "time", …} per line, strict JSON
 metrics.jsonl.discarded    lines that were removed when a run resumed from an earlier step
-tensorboard/…              the same numbers, and pictures
+tensorboard/…              the same numbers, and pictures, as the other loggers of train.loggers get them (loggers.py)
 pictures/STEP_NAME.png
 goodput.jsonl              how the time was spent (goodput.py)
 
@@ -12,26 +12,22 @@ A full disk never ends a run: it is reported once, and the lines wait in memory 
 
 import contextlib
 import json
-import math
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
-import psutil
-from tqdm import tqdm
 
 from tood_jax.files import write_atomically
 from tood_jax.run_log.appender import Appender
+from tood_jax.run_log.live_bar import LiveBar
+from tood_jax.run_log.logger import Picture
+from tood_jax.run_log.loggers import Loggers
 from tood_jax.run_log.strict_json import json_safe
 from tood_jax.untrusted.printable import printable_lines
-from tood_jax.untrusted.terminal import print_line, print_warning
-
-_GB = 1e9  # bytes
 
 
 class RunLog:
@@ -39,18 +35,27 @@ class RunLog:
 
     Args:
         folder: of the run, created if missing.
-        log_every_steps: steps between the plain progress lines (train.log, and the terminal where it is no TTY).
+        log_every_steps: steps between the plain progress lines.
         is_active: False makes every method do nothing (all processes of a run except the primary).
+        loggers: what else gets the numbers and pictures, by the names of loggers.py.
+        name: of the run, for these loggers.
+        config: of the run, in plain values, for these loggers.
     """
 
-    def __init__(self, folder: str | Path, log_every_steps: int = 50, is_active: bool = True):
+    def __init__(
+        self,
+        folder: str | Path,
+        log_every_steps: int = 50,
+        is_active: bool = True,
+        loggers: Sequence[str] = ("tensorboard",),
+        name: str = "",
+        config: Mapping[str, Any] | None = None,
+    ):
         self.folder = Path(folder)
         self._every = max(1, log_every_steps)
         self._is_active = is_active
-        self._bar: Any = None
-        self._events: Any = None
-        self._purge_step: int | None = None
-        self._purged_rows: list[dict[str, Any]] = []  # to be written again after the purge
+        self._bar = LiveBar()
+        self._loggers = Loggers(loggers, self.folder, name or self.folder.name, config or {}, self.info)
         self._metrics_file = self.folder / "metrics.jsonl"
         self._text = Appender(self.folder / "train.log", self.info)
         self._metrics = Appender(self._metrics_file, self.info)
@@ -69,19 +74,14 @@ class RunLog:
         if not self._is_active:
             return
         self._write_text(text)
-        if self._bar is not None:
-            self._bar.clear()
-            print_warning(text)
-            self._bar.refresh()
-        else:
-            print_line(text)
+        self._bar.print_above(text)
 
     def warn(self, text: str) -> None:
         """Write a warning to the terminal and to train.log."""
         self.info(f"warning: {text}")
 
     def metrics(self, step: int, values: Mapping[str, Any], kind: Literal["train", "eval"] = "train") -> None:
-        """Write a line of metrics.jsonl, and each number to TensorBoard as kind/name (nested names joined by "/").
+        """Write a line of metrics.jsonl, and each number to the loggers as kind/name (nested names joined by "/").
 
         Values may be numbers, 0-d arrays, strings, lists and dicts; NaN and infinities are written as strings.
         """
@@ -91,19 +91,19 @@ class RunLog:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"step": int(step), "kind": kind, "time": now, **values}, allow_nan=False)
         self._metrics.append(f"{line}\n".encode())
-        self._tensorboard().scalars(int(step), dict(_numbers_in(values, kind)))
+        self._loggers.scalars(int(step), dict(_numbers_in(values, kind)))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers to TensorBoard alone, by tag."""
+        """Write numbers to the loggers alone, by tag."""
         if self._is_active:
-            self._tensorboard().scalars(int(step), dict(values))
+            self._loggers.scalars(int(step), dict(values))
 
     def appender(self, name: str) -> Appender | None:
         """Return an appender for another file of the run's folder; None where nothing is to be written."""
         return Appender(self.folder / name, self.info) if self._is_active else None
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> Path | None:
-        """Write a picture to TensorBoard and to pictures/STEP_NAME.png.
+        """Write a picture to the loggers and to pictures/STEP_NAME.png.
 
         Args:
             name: with the ending .jpg, the file is a JPEG.
@@ -125,7 +125,7 @@ class RunLog:
             self.warn(f"a picture of {picture.shape[1]}×{picture.shape[0]} pixels can't be written as {suffix}")
             return None
         file = self.folder / "pictures" / f"{step:07d}_{stem.replace('/', '_')}{suffix}"
-        self._tensorboard().picture(int(step), stem, encoded, picture.shape[0], picture.shape[1])
+        self._loggers.picture(int(step), stem, Picture(picture, encoded, suffix))
         try:
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(encoded)
@@ -137,49 +137,47 @@ class RunLog:
         return file
 
     def progress(self, step: int, total: int, fields: Mapping[str, float | str]) -> None:
-        """Show the progress: one live line where stderr is a TTY; a plain line every `log_every_steps` and at the end.
+        """Write a plain line of the progress every `log_every_steps` and at the end.
 
         It may be called at every step. `fields` are shown in their order, floats with four digits.
         """
-        if not self._is_active:
-            return
-        text = "  ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in fields.items())
-        is_live = sys.stderr is not None and sys.stderr.isatty()
-        if is_live:
-            if self._bar is None or self._bar.total != total:
-                self._close_bar()
-                self._bar = tqdm(total=total, bar_format="{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} {desc}")
-            self._bar.set_description_str(text, refresh=False)
-            self._bar.update(step - self._bar.n)
-        if step % self._every == 0 or step == total:
-            line = f"step {step}/{total}  {text}"
-            self._write_text(line)
-            if not is_live:
-                print_line(line)
-        if step >= total:
-            self._close_bar()
+        if self._is_active and (step % self._every == 0 or step == total):
+            text = "  ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in fields.items())
+            self.info(f"step {step}/{total}  {text}")
+
+    def live_step(self, step: int, total: int, loss: float, batch_size: int, seconds: float) -> None:
+        """Show a step that is done on the bar of a terminal, as LiveBar.step; it is written to no file."""
+        if self._is_active:
+            self._bar.step(step, total, loss, batch_size, seconds)
+
+    def live_evaluation(self, done: int, total: int) -> None:
+        """Show how many batches of an evaluation are done on the bar of a terminal."""
+        if self._is_active:
+            self._bar.evaluation(done, total)
 
     def resume_from(self, step: int, evaluated: bool = True) -> None:
         """Drop what was logged after `step` steps; to be called before the first metrics of a run that resumes there.
 
-        Lines of later steps, which will be written again, move to metrics.jsonl.discarded; TensorBoard drops them too.
+        Lines of later steps, which will be written again, move to metrics.jsonl.discarded; TensorBoard drops them too,
+        and the other loggers have them twice.
         With `evaluated` False this includes an evaluation after exactly `step` steps.
         """
         if not self._is_active:
             return
         moved = self._keep_lines(step, evaluated)
-        self._purge_step = step + 1
-        if not evaluated:  # TensorBoard drops whole steps, so the other numbers of this step are written again
-            self._purge_step = step
-            self._purged_rows = self._rows_of(step)
+        if evaluated:
+            self._loggers.resume_from(step + 1, [])
+        else:  # TensorBoard drops whole steps, so the other numbers of this step are written again
+            self._loggers.resume_from(step, self._scalars_of(step))
         if moved:
             self.info(f"moved {moved} lines of later steps from metrics.jsonl to metrics.jsonl.discarded")
 
     def close(self) -> None:
-        """End the live line; nothing is logged afterwards."""
+        """End the live line and finish the loggers; nothing is logged afterwards."""
         if not self._is_active:
             return
-        self._close_bar()
+        self._bar.close()
+        self._loggers.close()
         self._is_active = False
 
     def _write_text(self, text: str) -> None:
@@ -187,24 +185,13 @@ class RunLog:
         lines = printable_lines(text).split("\n")
         self._text.append("".join(f"{stamp}  {line}\n" for line in lines).encode())
 
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def _tensorboard(self) -> Any:
-        if self._events is None:
-            from tood_jax.run_log.tensorboard import EventFile  # a second to import, and not every run logs numbers
-
-            self._events = EventFile(self.folder / "tensorboard", self._purge_step, self.info)
-            for row in self._purged_rows:
-                values = {name: value for name, value in row.items() if name not in ("step", "kind", "time")}
-                self._events.scalars(row["step"], dict(_numbers_in(values, row["kind"])))
-        return self._events
-
-    def _rows_of(self, step: int) -> list[dict[str, Any]]:
+    def _scalars_of(self, step: int) -> list[tuple[int, dict[str, float]]]:
         lines = self._metrics_file.read_bytes().splitlines() if self._metrics_file.exists() else []
-        return [row for row in map(json.loads, lines) if row["step"] == step]
+        rows = [row for row in map(json.loads, lines) if row["step"] == step]
+        return [
+            (step, dict(_numbers_in({k: v for k, v in row.items() if k not in ("step", "kind", "time")}, row["kind"])))
+            for row in rows
+        ]
 
     def _keep_lines(self, last_step: int | None, evaluated: bool) -> int:
         """Move the lines that are not `_is_kept` to the discarded file, and return how many."""
@@ -251,29 +238,3 @@ def _numbers_in(values: Mapping[str, Any], prefix: str) -> list[tuple[str, float
         elif isinstance(value, int | float) or value in ("nan", "inf", "-inf"):
             found.append((name, float(value)))
     return found
-
-
-def images_per_second(images: int, seconds: float) -> float:
-    """Return a rate; 0 where no time has passed."""
-    return images / seconds if seconds > 0 else 0.0
-
-
-def format_eta(steps_left: int, seconds_per_step: float) -> str:
-    """Return the remaining time as "2d 03:04:05" or "03:04:05"; "?" where the speed is not known yet."""
-    if not (math.isfinite(seconds_per_step) and seconds_per_step > 0):
-        return "00:00:00" if steps_left <= 0 else "?"
-    seconds = round(max(0, steps_left) * seconds_per_step)
-    days, seconds = divmod(seconds, 86400)
-    clock = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-    return f"{days}d {clock}" if days else clock
-
-
-def memory_report() -> dict[str, float]:
-    """Return memory in 10⁹ bytes: "device_peak_gb" of the fullest device; on the CPU "process_gb", resident now."""
-    import jax  # here, so that the log itself is free of it
-
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [row["peak_bytes_in_use"] for row in stats if "peak_bytes_in_use" in row]
-    if peaks:
-        return {"device_peak_gb": max(peaks) / _GB}
-    return {"process_gb": psutil.Process().memory_info().rss / _GB}

@@ -19,7 +19,16 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from tood_jax.run_log.appender import Appender
+from tood_jax.run_log.logger import LoggerStart, Picture
 from tood_jax.untrusted.printable import printable
+
+
+def open_logger(start: LoggerStart) -> "EventFile":
+    """Return a new event file in the folder `tensorboard` of the run."""
+    events = EventFile(start.folder / "tensorboard", start.purge_step, start.log)
+    for step, values in start.repeated:
+        events.scalars(step, values)
+    return events
 
 
 class EventFile:
@@ -46,10 +55,14 @@ class EventFile:
         if values:
             self._summary(step, [Summary.Value(tag=_clean(tag), simple_value=x) for tag, x in values.items()])
 
-    def picture(self, step: int, tag: str, encoded: bytes, height: int, width: int) -> None:
-        """Add the bytes of a PNG or JPEG file."""
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+    def picture(self, step: int, tag: str, picture: Picture) -> None:
+        """Add a picture of one step, as the bytes of its file."""
+        height, width, _ = picture.pixels.shape
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture.encoded)
         self._summary(step, [Summary.Value(tag=_clean(tag), image=image)])
+
+    def close(self) -> None:
+        """Do nothing: each event is on the disk already."""
 
     def _summary(self, step: int, values: list[Any]) -> None:
         self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))

@@ -115,7 +115,7 @@ def measure(config: Config, num_classes: int, canvas: tuple[int, int]) -> dict[s
         group, *path = name.split("/")
         if group == "params":
             parameters[path[0]] += math.prod(shape)
-            trained[path[0]] += math.prod(shape) * is_trained(tuple(path), config.backbone)
+            trained[path[0]] += math.prod(shape) * is_trained(tuple(path), config)
     multiply_adds: Counter[str] = Counter()
     for operation in linear_operations(_trace(model, canvas)):
         multiply_adds[operation.module.split("/")[1]] += operation.multiply_adds

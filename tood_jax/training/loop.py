@@ -21,7 +21,7 @@ from tood_jax.data.loader import train_batches
 from tood_jax.data.preprocess import canvases
 from tood_jax.data.sampler import images_per_epoch
 from tood_jax.distributed.data_counts import sum_over_processes
-from tood_jax.distributed.host_sync import broadcast_json
+from tood_jax.distributed.host_sync import broadcast_json, is_primary
 from tood_jax.distributed.sharding import check_batch, check_canvases
 from tood_jax.distributed.signals import Reason, Stopped, StopRequest
 from tood_jax.models.detector import Detector
@@ -37,6 +37,7 @@ from tood_jax.training.progress import Pace, log_plan, log_window
 from tood_jax.training.resume import StartFrom, restore_or_init
 from tood_jax.training.run_description import RunDescription
 from tood_jax.training.state import TrainState
+from tood_jax.training.step_profile import StepProfile
 from tood_jax.training.stepper import Row, Stepper
 from tood_jax.training.train_step import compile_train_step, warmup_steps
 
@@ -147,6 +148,7 @@ def train(
                 ledger=ledger,
                 collapse=CollapseWatch(config.train.collapse_steps, about.get("bad_steps", 0)),
                 early_end=early_end,
+                profile=StepProfile(config.profile_steps, folder, log, is_primary()),
                 step=step,
                 unlogged=list(about.get("unlogged", [])),
                 metrics=metrics,
@@ -170,6 +172,7 @@ class _Run:
     ledger: Ledger
     collapse: CollapseWatch
     early_end: EarlyEnd
+    profile: StepProfile
     step: int  # number of steps done
     unlogged: list[Row]  # numbers of the steps since the last line of the log
     metrics: dict[str, Any] | None  # of the evaluation after exactly this step
@@ -181,13 +184,17 @@ class _Run:
         if plan.evaluates_at(self.step) and self.metrics is None:  # stopped between this step and its evaluation
             self._evaluate()
         phase_starts = (0, warmup_steps(self.config, plan.epoch_steps))
+        boundaries = (*phase_starts, *self.profile.boundaries)
         pace = Pace(self.watch)
         while not self._is_over and not stepper.reason:
             if self.on_phase_start and self.step in phase_starts:
                 with self.watch.spend("evaluating"):
                     self.on_phase_start(stepper.state, self.step)
             save_step = plan.next_save(self.step)
-            self._run_steps(min(step for step in (*phase_starts, save_step) if step > self.step) - self.step, pace)
+            self.profile.before(self.step)
+            self._run_steps(min(step for step in (*boundaries, save_step) if step > self.step) - self.step, pace)
+            with self.watch.spend("evaluating"):
+                self.profile.after(self.step)
             if self.step < save_step and not stepper.reason:
                 continue
             if self.step < plan.total_steps and self.collapse.is_suspicious:
@@ -196,6 +203,7 @@ class _Run:
             self._save()
             if plan.evaluates_at(self.step) and not stepper.reason:
                 self._evaluate()
+        self.profile.end(self.step)  # stopped inside it
         if stepper.reason is Reason.OUT_OF_TIME and not self.collapse.is_suspicious and self.metrics is None:
             self._evaluate()
         with self.watch.spend("saving"):
@@ -226,6 +234,7 @@ class _Run:
     def _run_steps(self, steps: int, pace: Pace) -> None:
         for row, batch in self.stepper.rows(steps):
             if not row["finite"]:
+                self.profile.end(self.step)
                 self._save()
                 self.store.wait()
                 raise NonFiniteLossError(save_evidence(Path(self.config.workdir), self.step, row, batch))
@@ -240,6 +249,7 @@ class _Run:
         if self.step > self.config.optimizer.warmup_steps and self.collapse.count(row):
             self._report_collapse()
         pace.count(self.config.train.batch_size)
+        self.log.live_step(self.step, self.plan.total_steps, row["loss"], self.config.train.batch_size, pace.seconds())
         if self.step % self.config.train.log_every_steps == 0 or self.step == self.plan.total_steps:
             self.ledger.mark(self.step)
             log_window(self.config, self.plan, self.step, self.unlogged, pace, self.ledger, self.log)

@@ -9,7 +9,8 @@ from tood_jax.data.dataset import Dataset
 from tood_jax.data.loader import describe_batches
 from tood_jax.data.sampler import images_per_epoch
 from tood_jax.run_log.goodput import STEPS, Ledger, Stopwatch
-from tood_jax.run_log.log import RunLog, format_eta, images_per_second, memory_report
+from tood_jax.run_log.log import RunLog
+from tood_jax.run_log.rates import format_eta, images_per_second, memory_report
 from tood_jax.training.optimizer import scaled_learning_rate
 from tood_jax.training.plan import Plan
 from tood_jax.training.stepper import Row
@@ -27,6 +28,11 @@ class Pace:
     def count(self, images: int) -> None:
         """Count images that were trained on."""
         self._images += images
+
+    def seconds(self) -> float:
+        """Return the time of all steps of this start, with that of waiting for data."""
+        spent = self._watch.spent()
+        return spent[STEPS] + spent.get("waiting", 0.0)
 
     def read(self) -> tuple[float, float]:
         """Return (images/s, share 0–1 of waiting for data) since the last call."""

@@ -13,6 +13,7 @@ from tood_jax.criterion.losses import Divisors, Losses, TargetSummary, loss_part
 from tood_jax.distributed.compiler_options import compiler_options
 from tood_jax.distributed.sharding import batch_shardings, over_batch, replicated, state_shardings
 from tood_jax.models.detector import Detector, normalize_images
+from tood_jax.training.optimizer import stop_frozen_gradients
 from tood_jax.training.state import TrainState, state_shapes
 from tood_jax.types import Batch, Predictions, Tree
 
@@ -68,6 +69,7 @@ def step_gradients(model: Detector, config: Config, mesh: Mesh, state: TrainStat
     """
 
     def part_losses(params, batch_stats, part, divisors=None):
+        params = stop_frozen_gradients(params, config)
         return batch_losses(model, config, mesh, params, batch_stats, part, in_tal_phase, divisors)
 
     grad = jax.grad(part_losses, has_aux=True)

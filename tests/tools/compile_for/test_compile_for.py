@@ -43,7 +43,7 @@ def test_the_only_collectives_are_the_sums_of_gradients_and_losses(config):
     assert {(one.kind, one.axis) for one in found} == {("all-reduce", "data")}
     optimizer = make_optimizer(config)
     params = state_shapes(build_model(config, 4), optimizer, keep_ema=False).params
-    trained = trained_mask(params, config.backbone)
+    trained = trained_mask(params, config)
     sizes = {
         jax.tree_util.keystr(path): 4 * math.prod(leaf.shape) * trains
         for (path, leaf), trains in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(trained), strict=True)
