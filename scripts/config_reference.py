@@ -12,7 +12,7 @@ import types
 import typing
 from pathlib import Path
 
-from tood_jax.config import schema
+from tood_jax.config import schema, schema_data
 from tood_jax.config.ranges import Range
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,8 +40,8 @@ def page() -> str:
             sections.append(f"## {group.name}\n\n`{group.type.__name__}`, default `{group.default}`: {text}\n")
             continue
         sections.append(section(group.name, group.type))
-        if group.type is schema.DataConfig:
-            sections.append(section("data.train", schema.SplitConfig, "`data.val` has the same fields."))
+        if group.type is schema_data.DataConfig:
+            sections.append(section("data.train", schema_data.SplitConfig, "`data.val` has the same fields."))
     return "\n".join(sections)
 
 

@@ -9,7 +9,6 @@ from tood_jax.config.schema import (
     AssignerConfig,
     BackboneConfig,
     Config,
-    DataConfig,
     DetectConfig,
     HeadConfig,
     LossConfig,
@@ -17,9 +16,9 @@ from tood_jax.config.schema import (
     NeckConfig,
     OptimizerConfig,
     ParallelConfig,
-    SplitConfig,
     TrainConfig,
 )
+from tood_jax.config.schema_data import DataConfig, SplitConfig
 from tood_jax.config.serialization import from_dict, load_config_json, save_config, to_dict
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tood_jax.config.conversion import ConfigError, did_you_mean
 from tood_jax.config.paths import expand_home
-from tood_jax.config.schema import Config, SplitConfig
+from tood_jax.config.schema import Config
+from tood_jax.config.schema_data import SplitConfig
 from tood_jax.config.serialization import from_dict, load_config_json, to_dict
 from tood_jax.untrusted.terminal import print_warning
 

@@ -9,15 +9,14 @@ from tood_jax.config.schema import (
     AssignerConfig,
     BackboneConfig,
     Config,
-    DataConfig,
     DetectConfig,
     HeadConfig,
     LossConfig,
     NeckConfig,
     OptimizerConfig,
-    SplitConfig,
     TrainConfig,
 )
+from tood_jax.config.schema_data import DataConfig, SplitConfig
 
 
 def tood_r50_fpn_1x_coco() -> Config:

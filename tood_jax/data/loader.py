@@ -117,7 +117,7 @@ def eval_batches(
 
 def count_eval_batches(dataset: Dataset, data: DataConfig, batch_size: int) -> int:
     """Return the number of batches of `eval_batches`."""
-    return len(evaluation_batches(_sizes(dataset), data, batch_size, False))
+    return len(evaluation_batches(image_sizes(dataset), data, batch_size))
 
 
 def describe_batches(dataset: Dataset, data: DataConfig, batch_size: int, seed: int) -> str:
