@@ -33,5 +33,5 @@ echo "Installing into .venv (once, a few minutes) …"
 rm -rf .venv
 "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --config-settings editable_mode=compat -e .
 cat requirements.txt requirements-dev.txt pyproject.toml > .venv/installed

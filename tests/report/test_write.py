@@ -24,7 +24,9 @@ from tood_jax.report.write import FIGURES, FILES, write_report
 
 def write(dataset, evaluation, **more):
     files = {}
-    analysis = write_report(files.__setitem__, evaluation, dataset, step=7, source="the <val> split", **more)
+    analysis = write_report(
+        files.__setitem__, evaluation, dataset, name="tiny", step=7, source="the <val> split", **more
+    )
     return files, analysis
 
 

@@ -87,7 +87,10 @@ def parse(
             _help_without_config(args_type, prog, description)
         if not path:
             names = ", ".join(name for name, _ in list_configs())
-            raise ConfigError(f"Name a config: {prog} --config configs/NAME.py, where NAME is one of {names}.")
+            raise ConfigError(
+                f"Name a config: {prog} --config configs/NAME.py, where NAME is one of {names}; or, to train without "
+                "one, the folder of your data: tood train --data FOLDER."
+            )
         config = load_config(path) if isinstance(path, str) else path
         options = [] if is_help else _checked_options(args_type, words, leaf_hints(Config) | leaf_hints(args_type))
         config = _without_replaced_sources(config, options)

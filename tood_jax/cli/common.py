@@ -1,9 +1,13 @@
 """What the programs share: errors in one sentence, the compilation cache, and the config of a checkpoint."""
 
+import contextlib
 import os
+import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -24,6 +28,7 @@ from tood_jax.training.non_finite import NonFiniteLossError
 from tood_jax.untrusted.terminal import print_warning
 
 Args = TypeVar("Args")
+_INTERRUPT_SECONDS = 5.0
 _NAMED_STEPS: dict[str, Literal["best", "latest"]] = {"best": "best", "latest": "latest"}
 EXPECTED_ERRORS = (
     ConfigError, DataError, CheckpointError, NonFiniteLossError, CollapseError, ProcessError, StatusError, OSError,
@@ -31,16 +36,21 @@ EXPECTED_ERRORS = (
 
 
 @contextmanager
-def report_errors(prog: str) -> Iterator[None]:
+def report_errors(prog: str, *, handles_interrupt: bool = False) -> Iterator[None]:
     """End the program on an expected error with its sentence and status 1 (or `StatusError.status`), without traceback.
 
     In a run of many processes every error ends this one at once, and the loss of another process is an expected one,
     after which the run should be started again.
+
+    Args:
+        handles_interrupt: Ctrl-C is left to the program. Otherwise it ends the program with status 130, after
+            `_INTERRUPT_SECONDS` also where it was lost in a library or a thread goes on.
     """
     prepare_process()
     silence_orbax()
     try:
-        yield
+        with contextlib.nullcontext() if handles_interrupt else _ended_by_interrupt(prog):
+            yield
     except EXPECTED_ERRORS as error:
         lost = explain_lost_peer(error)
         print_warning(f"{prog}: {lost or error}")
@@ -50,10 +60,10 @@ def report_errors(prog: str) -> Iterator[None]:
         leave_at_once(EXIT_STATUS[Reason.PREEMPTION] if lost else status)
         raise SystemExit(status) from None
     except KeyboardInterrupt:
-        if jax.distributed.is_initialized():
-            print_warning(f"{prog}: stopped at once.")
-            leave_at_once(EXIT_STATUS[Reason.INTERRUPT])
-        raise
+        if handles_interrupt and not jax.distributed.is_initialized():
+            raise
+        print_warning(f"{prog}: stopped at once.")
+        end_at_once(EXIT_STATUS[Reason.INTERRUPT])
     except Stopped:
         raise
     except Exception as error:
@@ -65,6 +75,35 @@ def report_errors(prog: str) -> Iterator[None]:
             print_warning(f"{prog}: {lost}" if lost else traceback.format_exc())
             leave_at_once(EXIT_STATUS[Reason.PREEMPTION] if lost else 1)
         raise
+
+
+@contextmanager
+def _ended_by_interrupt(prog: str) -> Iterator[None]:
+    """End the process some seconds after a Ctrl-C that did not end it; outside the main thread, change nothing."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    timers: list[threading.Timer] = []
+
+    def end() -> None:
+        print_warning(f"{prog}: stopped at once.")
+        end_at_once(EXIT_STATUS[Reason.INTERRUPT])
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if not timers:
+            timers.append(threading.Timer(_INTERRUPT_SECONDS, end))
+            timers[0].daemon = True
+            timers[0].start()
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for timer in timers:
+            timer.cancel()
 
 
 def use_compilation_cache() -> None:

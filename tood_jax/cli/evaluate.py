@@ -42,8 +42,8 @@ class Args:
     step: str = "best"
     """best (by train.best), latest, or the number of a saved step."""
     out: str = ""
-    """File for the detections as COCO results JSON; empty means STEP.results.json in the run's folder, or in the
-    working directory for a model without a run."""
+    """File for the detections as COCO results JSON; empty means STEP.results.json (with --tta STEP.tta.results.json) in
+    the run's folder, or in the working directory for a model without a run."""
     tta: str = ""
     """Test-time augmentation: detect also in variants of each image, and merge: flip, scales, such as flip,0.8,1.2."""
     report: bool = True
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     with report_errors(prog):
         variants = parse_variants(args.tta)
         run = Path() if isinstance(checkpoint, ModelFolder) else checkpoint.folder.parent.parent
-        out = Path(args.out) if args.out else run / f"{checkpoint.step}.results.json"
+        out = Path(args.out) if args.out else run / f"{checkpoint.step}{'.tta' * bool(args.tta)}.results.json"
         val = config.data.val
         check_output_file("--out", out, is_results_file, [val.images, val.annotations, args.checkpoint])
         folder = Path(args.report_out) if args.report_out else report_folder(run, checkpoint.step)
@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
 
 
 def _missed_sections(checkpoint: Checkpoint, config: Config) -> list[Section]:
+    print_line("Following each object through detection: two more passes over the images.")
     return [missed_section(load_subject(checkpoint, config, lambda _: None))]
 
 

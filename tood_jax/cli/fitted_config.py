@@ -42,7 +42,7 @@ def fitted_config(folder: str) -> Config:
     print_line(f"Config {_RECIPE}, fitted to {printable(folder)} (options on the command line replace these values):")
     for decision in decisions:
         print_line(f"  {decision}")
-    print_line(f"The run keeps it in {config.workdir}/config.json, for --config.")
+    print_line("The folder of the run keeps it as config.json, for --config.")
     return config
 
 

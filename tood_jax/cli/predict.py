@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     description = "Detect objects in images, draw them and write them in several formats."
     args, config, checkpoint = parse_with_checkpoint(Args, argv, prog=prog, description=description)
     use_compilation_cache()
-    with report_errors(prog):
+    with report_errors(prog, handles_interrupt=True):
         join()
         plan = plan_job(args)
         with contextlib.closing(plan.job):

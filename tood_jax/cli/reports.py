@@ -81,6 +81,7 @@ def make_report(
         write,
         evaluation,
         dataset,
+        name=config.name,
         step=step,
         source=config.data.val.source,
         bit_depth=config.data.bit_depth,
@@ -105,7 +106,10 @@ def missed_section(subject: Subject) -> Section:
     ]
     return Section(
         "Missed objects",
-        paragraph("Where the best prediction of each object ended (docs/analysis.md).")
+        paragraph(
+            "Where the best prediction of each object ended. This counts all detections above detect.score_threshold, "
+            "the tables above those above the best threshold of their class."
+        )
         + table(("cause", "objects", "share", "mean IoU", "mean score"), causes)
         + paragraph(f"Present setting: {describe_options(detect)}. What other settings would find:")
         + table(("setting", "found", "change", "detections"), settings),

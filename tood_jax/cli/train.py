@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     use_compilation_cache()
     began = min(time.time(), psutil.Process().create_time())
     try:
-        with report_errors(prog), report_full_disk(Path(config.workdir)):
+        with report_errors(prog, handles_interrupt=True), report_full_disk(Path(config.workdir)):
             is_own_config = starts_with_keys("name", "backbone")
             check_output_file("--train.workdir", Path(config.workdir) / "config.json", is_own_config)
             join()

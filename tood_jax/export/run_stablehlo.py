@@ -54,4 +54,4 @@ def main(paths):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:]) if sys.argv[1:] else sys.exit(f"usage: {sys.argv[0]} IMAGE …")

@@ -37,6 +37,7 @@ def write_report(
     evaluation: Evaluation,
     dataset: Dataset,
     *,
+    name: str,
     step: int,
     source: str,
     bit_depth: int = 16,
@@ -48,6 +49,7 @@ def write_report(
         write: called with the name of each file in the folder of the report, and its content.
         evaluation: of `dataset`, which has annotations.
         dataset: a split that was read for evaluation.
+        name: of the config, for the heading.
         step: of the checkpoint.
         source: name of the data, for the heading.
         bit_depth: data.bit_depth.
@@ -67,7 +69,7 @@ def write_report(
     files |= {one.file: one.data for one in pictures}
     sections = [*_sections(analysis, dataset, evaluation, files, pictures), *more_sections]
     files[PAGE] = render_page(
-        f"Evaluation of step {step}", f"{source}: {_describe_data(analysis, dataset, evaluation)}", sections
+        f"Evaluation of {name}, step {step}", f"{source}: {_describe_data(analysis, dataset, evaluation)}", sections
     ).encode()
     for name, data in files.items():
         write(name, data)
