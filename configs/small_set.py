@@ -1,11 +1,9 @@
 """A small TOOD for a small set of your own (some hundred photographs), trained from scratch.
 
-    python train.py --config configs/small_set.py --train.workdir=runs/mine \
-        --data.train.images=DIR/train --data.train.annotations=DIR/annotations/instances_train.json \
-        --data.val.images=DIR/val     --data.val.annotations=DIR/annotations/instances_val.json
+    python train.py --config configs/small_set.py --data DIR --train.workdir=runs/mine
 
-Needs: a set in COCO format and two CPU cores. No pre-trained weights are used. With more images take fewer epochs:
-    about 3,000 steps of 4 images show what a set is worth.
+Needs: a set in COCO, YOLO or Pascal VOC format (docs/data.md) and two CPU cores. No pre-trained weights are used. With
+    more images take fewer epochs: about 3,000 steps of 4 images show what a set is worth.
 Time: 3 to 5 steps a second on two AMD EPYC cores (without a GPU).
 Score: reports/2026-12/small_sets.md has AP on sets of nine kinds after 600 steps, three seeds each.
 """

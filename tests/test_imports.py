@@ -22,6 +22,7 @@ LAYERS = [  # from the bottom up; packages of one layer do not import each other
     {"assigners", "losses", "models"},
     {"criterion"},
     {"weights", "evaluation", "training", "visualization"},
+    {"export"},
     {"api", "report"},
     {"cli"},
     {"tools", "integrations"},
@@ -151,9 +152,18 @@ def assert_does_not_load(package, modules):
 
 def test_every_imported_package_is_declared():
     """Also one that another package brings along: it may stop doing so."""
-    names = {"cv2": "opencv-python-headless", "orbax": "orbax-checkpoint", "absl": "absl-py", "torch": "torch"}
+    names = {
+        "cv2": "opencv-python-headless",
+        "orbax": "orbax-checkpoint",
+        "absl": "absl-py",
+        "torch": "torch",
+        "yaml": "pyyaml",
+    }
     # Imported where they are asked for:
-    optional = {"torch", "tensorflow_datasets", "hotcoco", "supervision", "matplotlib", "pyarrow", "gradio", "ray"}
+    optional = {
+        "torch", "tensorflow_datasets", "hotcoco", "supervision", "matplotlib", "pyarrow", "gradio", "ray", "PIL",
+        "onnxruntime",
+    }  # fmt: skip
     imported = set()
     for file in FILES:
         modules = imported_modules(file.read_text(encoding="utf-8"), "")

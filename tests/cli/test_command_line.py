@@ -130,6 +130,7 @@ FORMS = {
     "directory": DIRECTORY,
     "records": {"records": "old"},
     "tfds": {"tfds": "old", "tfds_split": "train"},
+    "folder": {"folder": "old", "folder_split": "val"},
     "two": {**DIRECTORY, "records": "old"},
 }
 
@@ -143,6 +144,7 @@ FORMS = {
         ({"annotations": "new.json"}, {"images", "annotations"}),
         ({"records": "new"}, {"records"}),
         ({"tfds": "new", "tfds_split": "x"}, {"tfds", "tfds_split"}),
+        ({"folder": "new", "folder_split": "test"}, {"folder", "folder_split"}),
     ],
 )
 def test_a_source_on_the_command_line_replaces_those_of_the_config(split, old, given, left):
@@ -154,6 +156,32 @@ def test_a_source_on_the_command_line_replaces_those_of_the_config(split, old, g
     other = "val" if split == "train" else "train"
     assert getattr(found, split) == SplitConfig(**expected)
     assert getattr(found, other) == getattr(data, other)
+
+
+@pytest.mark.parametrize("argv", [["--data=new"], ["--data", "new"]])
+@pytest.mark.parametrize("old", sorted(FORMS))
+def test_data_names_one_folder_for_both_splits(old, argv):
+    config = Config(data=DataConfig(train=SplitConfig(**FORMS[old]), val=SplitConfig(**FORMS[old])))
+    data = read(*argv, default_config=config)[1].data
+    assert data.train == SplitConfig(folder="new", folder_split="train")
+    assert data.val == SplitConfig(folder="new", folder_split="val")
+    assert read(*argv, "--data.val.folder_split=test", default_config=config)[1].data.val.folder_split == "test"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--data=a --data=b", "--data.train.folder is given more than once; give it once."),
+        ("--data", "--data needs a value: the folder of a data set."),
+        ("--data --resume", "--data needs a value: the folder of a data set."),
+        (
+            "--data=a --data.val.records=b",
+            "--data.val.records and --data.val.folder each name a source of the split val;",
+        ),
+    ],
+)
+def test_data_that_is_unclear_is_refused(refused, argv, message):
+    assert refused(CONFIG, *argv.split()).startswith(message)
 
 
 def test_an_empty_source_only_clears_itself():

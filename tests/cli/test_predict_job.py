@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from tood_jax.cli.predict import Args, plan_job
 from tood_jax.cli.prediction.image_search import LeftOutFiles
+from tood_jax.cli.prediction.options import Args
+from tood_jax.cli.prediction.plan import plan_job
 from tood_jax.cli.prediction.readers import Images
 from tood_jax.cli.prediction.unique_names import UniqueNames, drawing_name
 from tood_jax.cli.written_files import WrittenFiles

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import cv2
+import hotcoco
 import numpy as np
 import pytest
 
@@ -125,6 +126,38 @@ def test_eval_equals_the_evaluation_in_training(trained, capsys, tmp_path):
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     assert last["kind"] == "eval"
     assert float(table[1]) == pytest.approx(100 * last["AP"], abs=0.051)
+
+
+def test_eval_of_a_yolo_folder_finds_the_same(trained, tmp_path, capsys):
+    """The boxes of the set are whole pixels, which YOLO's shares keep."""
+    data, run = trained
+    hotcoco.COCO(str(data / "annotations/instances_val.json")).to_yolo(str(tmp_path / "yolo/labels/val"))
+    (tmp_path / "yolo/labels/val/data.yaml").rename(tmp_path / "yolo/names.yaml")
+    shutil.copytree(data / "val", tmp_path / "yolo/images/val")
+    names = re.search(r"(?s)names:.*", (tmp_path / "yolo/names.yaml").read_text())[0]
+    (tmp_path / "yolo/names.yaml").write_text(f"val: images/val\n{names}")
+    rows = {}
+    for name, more in (("directory", []), ("yolo", ["--data", str(tmp_path / "yolo")])):
+        capsys.readouterr()
+        evaluate.main(["--checkpoint", str(run), "--out", str(tmp_path / f"{name}.json"), "--report=False", *more])
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        rows[name] = [[row["category_id"], *row["bbox"], row["score"]] for row in found]
+        rows[f"table {name}"] = re.search(r"(?s)AP .*", capsys.readouterr().out)[0].partition("detections")[0]
+    np.testing.assert_allclose(rows["yolo"], rows["directory"], atol=1e-3)
+    assert rows["table yolo"] == rows["table directory"]
+
+
+@pytest.mark.slow
+def test_training_takes_a_folder(trained, tmp_path, capsys):
+    data, _ = trained
+    config = tiny_config(data, tmp_path / "run", batch_size=8, eval_batch_size=8)
+    save_config(config, tmp_path / "tiny.json")
+    train.main(["--config", str(tmp_path / "tiny.json"), "--data", str(data), "--report=False"])
+    output = capsys.readouterr().out
+    assert "train: 12 images, " in output
+    assert f"(COCO, {data}/annotations/instances_train.json)" in output
+    stored = json.loads((tmp_path / "run/config.json").read_text())
+    assert stored["data"]["val"]["folder"] == str(data)
 
 
 def test_eval_of_records_and_of_tfds_finds_the_same(trained, tmp_path):

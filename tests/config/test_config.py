@@ -424,3 +424,13 @@ def test_compiler_options_by_name():
     assert config.compiler_options == {"xla_cpu_enable_fast_math": False, "another": "x=y"}
     flag = {"xla_cpu_enable_fast_math": config.compiler_options["xla_cpu_enable_fast_math"]}
     jax.jit(jnp.sin, compiler_options=flag).lower(1.0).compile()  # XLA takes no "false"
+
+
+def test_splits_of_one_folder_have_one_seed():
+    def config(train, val):
+        splits = {"train": {"folder": "x", "folder_seed": train}, "val": {"folder": "x", "folder_seed": val}}
+        return from_dict({"data": splits})
+
+    check(config(3, 3))
+    message = "data.train.folder_seed and data.val.folder_seed must be equal, or images of val are trained on."
+    assert problems(config(0, 3)) == [message]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tood_jax.config import Config, ConfigError, save_config
+from tood_jax.config import Config, ConfigError, SplitConfig, save_config
 from tood_jax.config.files import list_configs, load_config
 
 
@@ -47,3 +47,10 @@ def test_published_configs_are_found_by_name_everywhere_and_a_file_here_hides_it
     assert load_config("rivals/gfl_r50_fpn_1x_coco").name == "gfl_r50_fpn_1x_coco"
     with pytest.raises(ConfigError, match="Did you mean tood_r50_fpn_1x_coco"):
         load_config("tood_r50_fpn_1x_cocoo")
+
+
+def test_a_folder_replaces_the_data_of_a_config():
+    found = load_config("small_set", data="/data/cells").data
+    assert found.train == SplitConfig(folder="/data/cells", folder_split="train")
+    assert found.val == SplitConfig(folder="/data/cells", folder_split="val")
+    assert load_config("small_set").data.train == SplitConfig()

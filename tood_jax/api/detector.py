@@ -12,7 +12,7 @@ from tood_jax.api.detections import Detections
 from tood_jax.api.images import Image, is_single, list_images, to_pixels
 from tood_jax.checkpoint.reader import check_same_leaves, named_leaves
 from tood_jax.checkpoint.store import Checkpoint, CheckpointError
-from tood_jax.config import Config
+from tood_jax.config import Config, ConfigError
 from tood_jax.config.validation import stored_config
 from tood_jax.data.dataset import ClassInfo, class_names
 from tood_jax.data.preprocess import batch_by_canvas
@@ -21,11 +21,13 @@ from tood_jax.data.views import View, Views, parse_variants
 from tood_jax.distributed.sharding import make_mesh, replicated
 from tood_jax.evaluation.predict import ImageDetections, compile_detect_step, detect_batches
 from tood_jax.evaluation.views import ViewMerger
+from tood_jax.export.exported import detect_images
+from tood_jax.export.folder import ExportedFolder, open_trained
+from tood_jax.export.write import run_of
 from tood_jax.models.build import build_model
 from tood_jax.models.detector import Detector
 from tood_jax.types import Batch, Tree
 from tood_jax.weights.finite import check_finite
-from tood_jax.weights.model_folder import open_model
 from tood_jax.weights.shapes import variable_shapes
 
 _LOGGER = logging.getLogger("tood_jax")
@@ -40,20 +42,12 @@ class TrainedModel(NamedTuple):
     classes: tuple[ClassInfo, ...]
 
 
-class TrainedDetector:
-    """A detector with its weights on one or more devices, compiled once for each canvas size.
+class ImageDetector:
+    """Detects objects in images; `load` returns one."""
 
-    Args:
-        devices: of this process; by default its first.
-    """
-
-    def __init__(self, trained: TrainedModel, config: Config, devices: Sequence[jax.Device] | None = None):
-        self.config = config
-        self.classes = trained.classes
-        """Category id and name of each label, in the order of the labels."""
-        self._mesh = make_mesh(jax.local_devices()[:1] if devices is None else devices)
-        self._step = compile_detect_step(trained.model, config, self._mesh)
-        self._weights = jax.device_put((trained.params, trained.batch_stats), replicated(self._mesh))
+    config: Config
+    classes: tuple[ClassInfo, ...]
+    """Category id and name of each label, in the order of the labels."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -142,13 +136,39 @@ class TrainedDetector:
             return self._detect_all([images], 1 if views.is_one else batch, views)[0].above(threshold)
         return [found.above(threshold) for found in self._detect_all(list(list_images(images)), batch, views)]
 
+    def _detect_all(self, images: Sequence[Image], rows: int, views: Views) -> list[Detections]:
+        """Return the detections of each image, computed in batches of `rows` views."""
+        ordered = sorted(self._found(enumerate(images), rows, views), key=lambda one: one.image_index)
+        return [
+            Detections(one.boxes, one.scores, one.labels, self.classes, image, self.config.data.bit_depth)
+            for one, image in zip(ordered, images, strict=True)
+        ]
+
+    def _found(self, images: Iterable[tuple[int, Image]], rows: int, views: Views) -> Iterator[ImageDetections]:
+        """Yield the detections of each image (image index, image), in any order."""
+        raise NotImplementedError
+
+
+class TrainedDetector(ImageDetector):
+    """A detector with its weights on one or more devices, compiled once for each canvas size.
+
+    Args:
+        devices: of this process; by default its first.
+    """
+
+    def __init__(self, trained: TrainedModel, config: Config, devices: Sequence[jax.Device] | None = None):
+        self.config = config
+        self.classes = trained.classes
+        self._mesh = make_mesh(jax.local_devices()[:1] if devices is None else devices)
+        self._step = compile_detect_step(trained.model, config, self._mesh)
+        self._weights = jax.device_put((trained.params, trained.batch_stats), replicated(self._mesh))
+
     def detect_batches(self, batches: Iterable[Batch]) -> Iterator[ImageDetections]:
         """Yield the detections of each image of the batches, which have a multiple of the devices in rows."""
         params, batch_stats = self._weights
         return detect_batches(self._step, params, batch_stats, batches, self._mesh)
 
-    def _detect_all(self, images: Sequence[Image], rows: int, views: Views) -> list[Detections]:
-        """Return the detections of each image, computed in batches of `rows` views."""
+    def _found(self, images: Iterable[tuple[int, Image]], rows: int, views: Views) -> Iterator[ImageDetections]:
         data = self.config.data
 
         def read(numbered: tuple[int, Image]) -> tuple[int, list[View]]:
@@ -156,21 +176,34 @@ class TrainedDetector:
             return index, views.of(to_pixels(image, data.bit_depth), data)
 
         merger = ViewMerger(self.config.detect)
-        samples = merger.samples(read_ahead(read, enumerate(images), data.threads))
-        found = merger.merge(self.detect_batches(batch_by_canvas(samples, rows)))
-        ordered = sorted(found, key=lambda one: one.image_index)
-        return [
-            Detections(one.boxes, one.scores, one.labels, self.classes, image, data.bit_depth)
-            for one, image in zip(ordered, images, strict=True)
-        ]
+        samples = merger.samples(read_ahead(read, images, data.threads))
+        return merger.merge(self.detect_batches(batch_by_canvas(samples, rows)))
 
 
-def load(checkpoint: str | Path, step: int | Literal["best", "latest"] = "best") -> TrainedDetector:
+class ExportedDetector(ImageDetector):
+    """A program of `tood export` on the default device. A program for one number of images always gets that many."""
+
+    def __init__(self, opened: ExportedFolder):
+        self.config, self.classes = opened.config, opened.classes
+        self._run, self._rows = run_of(opened)
+
+    def _found(self, images: Iterable[tuple[int, Image]], rows: int, views: Views) -> Iterator[ImageDetections]:
+        if not views.is_one:
+            raise ConfigError("tiles and tta are not parts of an exported program: use the checkpoint for them.")
+        data = self.config.data
+
+        def read(numbered: tuple[int, Image]) -> tuple[int, np.ndarray]:
+            return numbered[0], to_pixels(numbered[1], data.bit_depth)
+
+        return detect_images(self._run, data, read_ahead(read, images, data.threads), self._rows or rows)
+
+
+def load(checkpoint: str | Path, step: int | Literal["best", "latest"] = "best") -> ImageDetector:
     """Load a trained detector from a checkpoint, with the config that is stored in it.
 
     Args:
-        checkpoint: the run's folder (runs/NAME), the folder of one step, or a model of `tood push`: its folder or
-            hf://USER/REPO[@REVISION].
+        checkpoint: the run's folder (runs/NAME), the folder of one step, a folder of `tood export`, or a model of
+            `tood push`: its folder or hf://USER/REPO[@REVISION].
         step: of a run, the number of a saved step; "latest"; or "best" by train.best.
 
     Raises:
@@ -178,12 +211,14 @@ def load(checkpoint: str | Path, step: int | Literal["best", "latest"] = "best")
         ConfigError: the stored config is invalid.
     """
     opened, config = open_with_config(checkpoint, step)
+    if isinstance(opened, ExportedFolder):
+        return ExportedDetector(opened)
     return TrainedDetector(load_trained_model(opened, config), config)
 
 
 def open_with_config(checkpoint: str | Path, step: int | Literal["best", "latest"]) -> tuple[Checkpoint, Config]:
     """Return a checkpoint and the config that is stored in it; arguments and errors are those of `load`."""
-    opened = open_model(checkpoint, step, log=_LOGGER.info, warn=_LOGGER.warning)
+    opened = open_trained(checkpoint, step, log=_LOGGER.info, warn=_LOGGER.warning)
     config, notes = stored_config(opened.about.get("config"), opened.folder)
     for note in notes:
         _LOGGER.warning(note)

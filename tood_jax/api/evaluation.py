@@ -8,13 +8,18 @@ from tood_jax.api.detector import TrainedModel, load_trained_model, open_with_co
 from tood_jax.checkpoint.store import Checkpoint
 from tood_jax.config import Config, ConfigError, SplitConfig
 from tood_jax.data.dataset import Dataset, class_names
+from tood_jax.data.image_io import decode_image
 from tood_jax.data.load_dataset import load_dataset
+from tood_jax.data.read_ahead import read_ahead
 from tood_jax.data.views import PLAIN, Variant, parse_variants
 from tood_jax.distributed.host_sync import is_primary
 from tood_jax.distributed.process_group import connect_processes
 from tood_jax.distributed.sharding import make_mesh, put_whole, replicated
-from tood_jax.evaluation.evaluate import Evaluation, Merge, evaluate_set
+from tood_jax.evaluation.evaluate import Evaluation, Merge, evaluate_detections, evaluate_set
 from tood_jax.evaluation.predict import compile_detect_step
+from tood_jax.export.exported import detect_images
+from tood_jax.export.folder import ExportedFolder
+from tood_jax.export.write import run_of
 
 
 def evaluate(
@@ -56,8 +61,12 @@ def evaluate_checkpoint(
         variants: of each image, which are merged.
 
     Raises:
-        ConfigError: the checkpoint was trained on other classes.
+        ConfigError: the checkpoint was trained on other classes, or is an exported program and `variants` are given.
     """
+    if isinstance(checkpoint, ExportedFolder):
+        if variants != (PLAIN,):
+            raise ConfigError("tta is no part of an exported program: evaluate the checkpoint with it.")
+        return evaluate_exported(checkpoint, dataset, config)
     trained = load_trained_model(checkpoint, config)
     check_classes(trained, dataset, config.data.val.source)
     mesh = make_mesh(space=config.parallel.space)
@@ -69,7 +78,33 @@ def evaluate_checkpoint(
     return evaluate_set(detect_step, params, batch_stats, dataset, config.data, rows, mesh, merge)
 
 
-def check_classes(trained: TrainedModel, dataset: Dataset, source: str) -> None:
+def evaluate_exported(opened: ExportedFolder, dataset: Dataset, config: Config, name: str = "") -> Evaluation:
+    """Detect with the exported program in images as they are in their files; `name` of a format is as in `run_of`.
+
+    Raises:
+        ConfigError: other classes than the data set's, or another config than the program was made of.
+        DataError: an image can't be read.
+    """
+    check_classes(opened, dataset, config.data.val.source)
+    fixed = ("eval_short_side", "max_long_side", "buckets")
+    same = all(getattr(config.data, name) == getattr(opened.config.data, name) for name in fixed)
+    if not same or config.detect != opened.config.detect:
+        raise ConfigError(
+            f"detect.* and data.{', data.'.join(fixed)} are parts of an exported program: export it again with them."
+        )
+    run, rows = run_of(opened, name)
+    data = config.data
+    paths = ((i, image.path) for i, image in enumerate(dataset.images))
+
+    def read(numbered):
+        index, path = numbered
+        return index, decode_image(path, bit_depth=data.bit_depth)
+
+    images = read_ahead(read, paths, data.threads)
+    return evaluate_detections(dataset, list(detect_images(run, data, images, rows or config.train.eval_batch_size)))
+
+
+def check_classes(trained: TrainedModel | ExportedFolder, dataset: Dataset, source: str) -> None:
     """Raise ConfigError if the data set has other classes than the checkpoint."""
     if trained.classes != dataset.classes:
         raise ConfigError(

@@ -15,8 +15,8 @@ An option is written `--group.field=value` or `--group.field value`, with `_` or
 `--optimizer.step_epochs=()` is the empty list.
 
 The command line overrides the config: a source of data on the command line replaces the source in the config (for
-example records replace a folder of images). An option given twice is an error. Every error is one sentence with exit
-status 2.
+example records replace a folder of images). `--data FOLDER` names one folder for both splits. An option given twice is
+an error. Every error is one sentence with exit status 2.
 """
 
 import contextlib
@@ -43,11 +43,13 @@ from tood_jax.untrusted.terminal import end_quietly_when_closed, print_warning
 
 Args = TypeVar("Args")
 _BOOLEANS = {"true": "True", "false": "False"}
-_SOURCES = {  # fields of a split by the form of data; each field except tfds_split implies the form
+_SOURCES = {  # fields of a split by the form of data; each field outside _DETAILS implies the form
     "images": ("images", "annotations"),
     "records": ("records",),
     "tfds": ("tfds", "tfds_split"),
+    "folder": ("folder", "folder_split"),
 }
+_DETAILS = {f"data.{split}.{name}" for split in ("train", "val") for name in ("tfds_split", "folder_split")}
 STYLE = (tyro.conf.FlagConversionOff,)  # boolean options take a value, like all others
 
 
@@ -77,7 +79,7 @@ def parse(
     prepare_process()
     try:
         path, words = _split_config_option(list(argv), default_config)
-        words = _with_current_names(words, prog)
+        words = _with_current_names(_with_data_folder(words), prog)
         if problem := repeated_option(words):
             raise ConfigError(problem)
         is_help = "-h" in words or "--help" in words
@@ -124,7 +126,7 @@ def _without_replaced_sources(config: Config, options: Sequence[str]) -> Config:
         ConfigError: two options name sources of the same split.
     """
     named = {word[2:].partition("=")[0] for word in options if word.startswith("--") and not word.endswith("=")}
-    named -= {"data.train.tfds_split", "data.val.tfds_split"}
+    named -= _DETAILS
     data = config.data
     for split in ("train", "val"):
         given = [form for form, fields in _SOURCES.items() if any(f"data.{split}.{name}" in named for name in fields)]
@@ -154,6 +156,30 @@ def _split_config_option(words: list[str], default: str | Config) -> tuple[str |
     if len(paths) > 1:
         raise ConfigError(f"--config is given more than once: {', '.join(paths)}.")
     return (paths[0] if paths else default), others
+
+
+def _with_data_folder(words: Sequence[str]) -> list[str]:
+    """Return the words with `--data FOLDER` replaced by the fields of both splits that it stands for."""
+    others: list[str] = []
+    stream = iter(words)
+    for word in stream:
+        _, equals, value = word.partition("=")
+        if _name_of(word) != "data":
+            others.append(word)
+            continue
+        value = value if equals else next(stream, "")
+        if not value or value.startswith("-"):
+            raise ConfigError("--data needs a value: the folder of a data set.")
+        for split in ("train", "val"):
+            others.append(f"--data.{split}.folder={value}")
+            if not any(_name_of(word) == f"data.{split}.folder_split" for word in words):
+                others.append(f"--data.{split}.folder_split={split}")
+    return others
+
+
+def _name_of(word: str) -> str:
+    """Return the name of the option that a word is; "" for a value."""
+    return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else ""
 
 
 def _with_current_names(words: Sequence[str], prog: str) -> list[str]:
@@ -268,7 +294,7 @@ def options_type(args_type: Any, config: Config) -> Any:
 
 
 def _help_without_config(args_type: Any, prog: str, description: str) -> NoReturn:
-    print(f"{description}\n\n    {prog} --config configs/NAME.py [--group.field=value …]\n\nConfigs:")
+    print(f"{description}\n\n    {prog} --config configs/NAME.py [--data FOLDER] [--group.field=value …]\n\nConfigs:")
     configs = list_configs()
     width = max([len(name) for name, _ in configs], default=0)
     for name, line in configs:

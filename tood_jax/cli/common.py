@@ -18,10 +18,10 @@ from tood_jax.config.validation import stored_config
 from tood_jax.data.errors import DataError, StalledError
 from tood_jax.distributed.process_group import ProcessError, end_at_once, explain_lost_peer, leave_at_once
 from tood_jax.distributed.signals import EXIT_STATUS, Reason, StatusError, Stopped
+from tood_jax.export.folder import open_trained
 from tood_jax.training.collapse import CollapseError
 from tood_jax.training.non_finite import NonFiniteLossError
 from tood_jax.untrusted.terminal import print_warning
-from tood_jax.weights.model_folder import open_model
 
 Args = TypeVar("Args")
 _NAMED_STEPS: dict[str, Literal["best", "latest"]] = {"best": "best", "latest": "latest"}
@@ -94,7 +94,7 @@ def parse_with_checkpoint(
     is_help = "--help" in argv or "-h" in argv
     with report_errors(prog):
         refuse_repeated_options(argv, prog)
-        path, step = _option_value("--checkpoint", argv), _option_value("--step", argv) or "best"
+        path, step = option_value("--checkpoint", argv), option_value("--step", argv) or "best"
     if is_help and not path:
         parse(args_type, argv, prog=prog, description=description, default_config=Config())  # exits
     with report_errors(prog):
@@ -102,7 +102,7 @@ def parse_with_checkpoint(
             raise CheckpointError(
                 "name a checkpoint: --checkpoint runs/NAME (or the folder of one step, or hf://USER/REPO)."
             )
-        checkpoint = open_model(path, parse_step(step), log=print_warning)
+        checkpoint = open_trained(path, parse_step(step), log=print_warning)
         config = config_of(checkpoint.about.get("config"), checkpoint.folder, prog)
     args, config = parse(args_type, argv, prog=prog, description=description, default_config=config)
     return args, config, checkpoint
@@ -125,7 +125,7 @@ def config_of(values: Any, where: object, prog: str) -> Config:
     return config
 
 
-def _option_value(option: str, argv: list[str]) -> str:
+def option_value(option: str, argv: list[str]) -> str:
     """Return the value of a path option with ~ expanded; "" without the option."""
     for i, word in enumerate(argv):
         if word == option and i + 1 < len(argv):

@@ -31,8 +31,10 @@ COMMANDS = {
     "eval": Command("tood_jax.cli.evaluate", "evaluate a checkpoint: COCO AP, or detections of a test set"),
     "predict": Command("tood_jax.cli.predict", "detect objects in images, draw them and write them in several formats"),
     "demo": Command("tood_jax.cli.demo", "a web page on this machine: upload an image, see the detections"),
+    "data": Command("tood_jax.cli.data", "check a folder of annotated images, or convert it to COCO or records", False),
     "analyze": Command("tood_jax.tools.analyze.main", "alignment, maps, targets, missed objects", takes_config=False),
     "convert": Command("tood_jax.cli.convert", "convert weights: .pth, .safetensors, runs"),
+    "export": Command("tood_jax.cli.export", "export a checkpoint as programs that run without this package"),
     "push": Command(
         "tood_jax.cli.push", "publish a run on the Hugging Face Hub, with a model card", takes_config=False
     ),

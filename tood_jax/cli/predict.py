@@ -3,41 +3,35 @@
 import contextlib
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
 from tood_jax.api import TrainedDetector, load_trained_model
-from tood_jax.api.rows import import_pyarrow
 from tood_jax.checkpoint.store import Checkpoint
 from tood_jax.cli.common import (
     parse_with_checkpoint,
     report_errors,
     use_compilation_cache,
 )
-from tood_jax.cli.outputs import check_output_file, check_output_folder
 from tood_jax.cli.prediction.detect import DetectedFrame, Task, detect_in_frames, detect_in_order
-from tood_jax.cli.prediction.formats import FORMATS, check_labels_folder, open_writers
-from tood_jax.cli.prediction.image_search import LeftOutFiles
-from tood_jax.cli.prediction.job import JobFolder, Part
+from tood_jax.cli.prediction.formats import FORMATS, open_writers
+from tood_jax.cli.prediction.job import Part
+from tood_jax.cli.prediction.options import Args, FormatName
+from tood_jax.cli.prediction.plan import Plan, plan_job
 from tood_jax.cli.prediction.progress import Progress
-from tood_jax.cli.prediction.readers import Images
 from tood_jax.cli.prediction.summary import Summary
 from tood_jax.cli.prediction.thresholds import class_thresholds, describe_thresholds
 from tood_jax.cli.prediction.unique_names import UniqueNames, drawing_name
-from tood_jax.cli.prediction.video import Video, VideoDrawing, find_video
-from tood_jax.cli.written_files import WrittenFiles
+from tood_jax.cli.prediction.video import VideoDrawing
 from tood_jax.config import Config, ConfigError
 from tood_jax.data.dataset import ClassInfo
 from tood_jax.data.errors import DataError
-from tood_jax.data.views import Views, parse_variants
 from tood_jax.distributed.host_sync import broadcast_json, gather_json, is_primary, run_on_primary
 from tood_jax.distributed.process_group import join
 from tood_jax.distributed.signals import EXIT_STATUS, Reason
@@ -47,53 +41,7 @@ from tood_jax.untrusted.terminal import print_line, print_warning
 from tood_jax.visualization.draw import draw_detections, encode_image, resize_for_drawing
 
 PROG = "predict.py"
-FormatName = Literal["json", "jsonl", "csv", "yolo", "parquet"]
 _BATCHES = 16  # of a chunk
-
-
-@dataclass(frozen=True)
-class Args:
-    checkpoint: str = ""
-    """Run folder (runs/NAME), the folder of one step, or a model of `tood push`: its folder or
-    hf://USER/REPO[@REVISION]."""
-    step: str = "best"
-    """best (by train.best), latest, or the number of a saved step."""
-    images: tuple[str, ...] = ()
-    """Image files, folders (searched recursively), globs in quotes, text files with a path per line (@FILE or
-    FILE.txt), tar files, folders of records; also gs://…; or one video: a file, the number of a camera, rtsp://…"""
-    out: str = "predictions"
-    """Folder for the drawings and detections."""
-    format: tuple[FormatName, ...] = ("json",)
-    """json (COCO results), jsonl (a line per image), csv, yolo (a text file per image), parquet; one or several."""
-    threshold: float | None = None
-    """Smallest score of a detection that is drawn; the files have all detections. By default that of each class with
-    the highest F1 in the last evaluation of the checkpoint, or 0.3 where it has none."""
-    draw: bool = True
-    """Draw images; False writes only the detections."""
-    batch: int = 0
-    """Images per step of each process; 0 means 8 per GPU or TPU, 1 per CPU device."""
-    tiles: int = 0
-    """Detect in a larger image also in tiles of this side, pixels of the image, and merge; 0 means no tiles."""
-    overlap: float = 0.2
-    """Smallest share of a tile's side that neighbouring tiles have in common, 0 to 0.9."""
-    tta: str = ""
-    """Test-time augmentation: detect also in variants of the image, and merge: flip, scales, such as flip,0.8,1.2."""
-    resume: bool = False
-    """Continue an interrupted job; the same options must be given."""
-
-
-@dataclass
-class Plan:
-    """What to read and to write."""
-
-    images: Images
-    video: Video | None  # instead of images
-    count: int | None  # of images; None if a video doesn't tell it
-    views: Views
-    out: Path
-    written: WrittenFiles
-    job: JobFolder
-    left_out: LeftOutFiles
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
@@ -134,86 +82,6 @@ def _run(args: Args, config: Config, checkpoint: Checkpoint, plan: Plan, prog: s
         raise SystemExit(EXIT_STATUS[Reason.INTERRUPT]) from None
     if is_primary():
         _report(args.out, plan, thresholds, summary)
-
-
-def plan_job(args: Args) -> Plan:
-    """Find the images and check that no output replaces an input or a file that predict.py did not write.
-
-    Raises:
-        ConfigError: an option is invalid, or an output would replace a file.
-        DataError: there are no images.
-    """
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        raise ConfigError(f"--threshold={args.threshold} must be a number from 0 to 1.")
-    if args.batch < 0:
-        raise ConfigError(f"--batch={args.batch} must be at least 1, or 0 for the default.")
-    if not args.format:
-        raise ConfigError(f"--format is empty: name one of {', '.join(FORMATS)}.")
-    views = Views(args.tiles, args.overlap, parse_variants(args.tta))
-    check_output_folder("--out", args.out)
-    out = Path(args.out)
-    source = find_video(args.images)
-    video = None if source is None else _open_video(args, source)
-    images, left_out = Images(args.images, out), LeftOutFiles()
-    written = WrittenFiles(out)
-    for name in args.format:
-        path, writer = out / FORMATS[name].NAME, FORMATS[name]
-        if name == "parquet":
-            import_pyarrow()  # checked now, because the file is written at the end
-        if name == "yolo":
-            check_output_folder("--out", path)
-            check_labels_folder(path)
-        else:
-            sources = [pattern.removeprefix("@") for pattern in args.images]
-            check_output_file("--out", path, partial(writer.is_own, path), sources)
-    job = JobFolder(out)
-    count: int | None
-    if video is not None:
-        count = video.count
-        if args.draw:
-            check_output_file("--out", out / video.drawing, lambda _: written.has(video.drawing), args.images)
-    elif args.draw:
-        count = _check_drawings(out, images, written, left_out)
-    else:
-        count = sum(1 for _ in images.find(left_out))
-    out.mkdir(parents=True, exist_ok=True)
-    return Plan(images, video, count, views, out, written, job, left_out)
-
-
-def _open_video(args: Args, source: str) -> Video:
-    """Open a video. Raises ConfigError for what only images can do, and DataError."""
-    if args.resume:
-        raise ConfigError("--resume continues a job of images; a video is read from its start.")
-    if jax.process_count() > 1:
-        raise ConfigError("a video is read by one process: start predict.py without the launcher.")
-    return Video(source)
-
-
-def _check_drawings(out: Path, images: Images, written: WrittenFiles, left_out: LeftOutFiles) -> int:
-    """Return the number of images; raise ConfigError if a drawing would replace an input or another program's file."""
-    existing: dict[tuple[int, int], str] = {}
-    names, count = UniqueNames(), 0
-    for count, path in enumerate(images.find(left_out), 1):  # noqa: B007  the number is used below
-        name = names(drawing_name(path.name))
-        if os.path.lexists(out / name):
-            status = os.stat(out / name) if (out / name).exists() else os.lstat(out / name)
-            existing[status.st_dev, status.st_ino] = name
-    for path in images.find() if existing else ():
-        if not (isinstance(path, Path) and path.exists()):
-            continue
-        status = path.stat()
-        if name := existing.get((status.st_dev, status.st_ino), ""):
-            raise ConfigError(
-                f"--out={printable(out)}: the drawing {printable(name)} would replace an input image: name another "
-                "folder."
-            )
-    for name in existing.values():
-        if not written.has(name):
-            raise ConfigError(
-                f"--out={printable(out)} has a file {printable(name)} that predict.py did not write, and a drawing "
-                "would replace it: name another folder, or set --draw False."
-            )
-    return count
 
 
 def _batch_rows(args: Args, plan: Plan) -> int:

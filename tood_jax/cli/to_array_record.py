@@ -19,6 +19,7 @@ from tood_jax.cli.common import report_errors
 from tood_jax.cli.outputs import check_output_file, check_output_folder, is_same_file, starts_with_keys
 from tood_jax.config import SplitConfig
 from tood_jax.config.paths import expand_paths
+from tood_jax.data.convert_folder import IMAGES_PER_SHARD
 from tood_jax.data.errors import DataError
 from tood_jax.data.formats.array_record import INDEX, write_array_record
 from tood_jax.data.formats.coco import load_coco, read_coco_json
@@ -26,7 +27,6 @@ from tood_jax.data.paths import as_path, is_remote, read_bytes
 from tood_jax.untrusted.terminal import print_line
 
 PROG = "python -m tood_jax.cli.to_array_record"
-IMAGES_PER_SHARD = 2000  # by default; about 300 MB of COCO
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""train.py: train a detector by a config."""
+"""train.py: train a detector by a config, or by one that is fitted to a folder of images."""
 
 import sys
 import time
@@ -11,6 +11,7 @@ import psutil
 from tood_jax.api.training import train
 from tood_jax.cli.command_line import parse
 from tood_jax.cli.common import report_errors, use_compilation_cache
+from tood_jax.cli.fitted_config import default_config
 from tood_jax.cli.outputs import check_output_file, starts_with_keys
 from tood_jax.cli.reports import write_reports
 from tood_jax.distributed.process_group import join, leave_at_once
@@ -36,7 +37,8 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Run `train.py`; its exit statuses are those of distributed/signals.py, and 1 for an error."""
     argv = sys.argv[1:] if argv is None else argv
     description = "Train a detector, or resume a run that was stopped."
-    args, config = parse(Args, argv, prog=prog, description=description)
+    default = default_config(argv, prog)
+    args, config = parse(Args, argv, prog=prog, description=description, default_config=default)
     use_compilation_cache()
     began = min(time.time(), psutil.Process().create_time())
     try:

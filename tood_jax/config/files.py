@@ -6,35 +6,47 @@ The published configs are the folder configs/ of the repository; an installed pa
 import ast
 import importlib.util
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from tood_jax.config.conversion import ConfigError, did_you_mean
 from tood_jax.config.paths import expand_home
-from tood_jax.config.schema import Config
+from tood_jax.config.schema import Config, SplitConfig
 from tood_jax.config.serialization import from_dict, load_config_json, to_dict
 from tood_jax.untrusted.terminal import print_warning
 
 _OWN_FOLDER = Path("configs")  # of the working directory
 
 
-def load_config(path: str) -> Config:
+def load_config(path: str, data: str = "") -> Config:
     """Return the config of a Python file, of a JSON file, or of a name of `find_configs`.
 
     configs/NAME.py is also found where that folder does not exist, so that commands of the manual work everywhere.
+
+    Args:
+        path: the file or the name.
+        data: a folder with a data set in a common layout, which replaces both splits of the config; "" keeps them.
 
     Raises:
         ConfigError: the file does not exist or has no `config()`, or what failed in it and in which line.
     """
     file = _find(path)
     if file.suffix == ".json":
-        return load_config_json(file, lambda note: print_warning(f"Note: {note}"))
+        return _with_data(load_config_json(file, lambda note: print_warning(f"Note: {note}")), data)
     config = _run(file, path)
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: config() returned {type(config).__name__}, not a Config.")
     try:
-        return from_dict(to_dict(config))
+        return _with_data(from_dict(to_dict(config)), data)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _with_data(config: Config, folder: str) -> Config:
+    if not folder:
+        return config
+    train, val = (SplitConfig(folder=expand_home(folder), folder_split=split) for split in ("train", "val"))
+    return replace(config, data=replace(config.data, train=train, val=val))
 
 
 def find_configs() -> dict[str, Path]:

@@ -8,7 +8,7 @@ from tood_jax.config.conversion import ConfigError
 
 Options = TypeVar("Options")
 PATH_OPTIONS = {  # names of the options and fields that are paths
-    *("annotations", "checkpoint", "config", "hlo", "image", "images", "init_from", "json", "out", "records"),
+    *("annotations", "checkpoint", "config", "folder", "hlo", "image", "images", "init_from", "json", "out", "records"),
     *("run", "tfds", "weights", "workdir"),
 }
 

@@ -173,8 +173,8 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """One split of a data set: a COCO directory (images and annotations), or records, or tfds. Paths may be remote,
-    such as gs://… (docs/data.md)."""
+    """One split of a data set: a COCO directory (images and annotations), or records, or tfds, or a folder. Paths may
+    be remote, such as gs://…, except that of a folder (docs/data.md)."""
 
     images: str = ""
     """Folder of the image files."""
@@ -186,10 +186,19 @@ class SplitConfig:
     """Alternative: a folder that TensorFlow Datasets prepared as ArrayRecord (…/coco/2017/1.1.0)."""
     tfds_split: str = ""
     """tfds: the split, such as train, validation or train[:10%]."""
+    folder: str = ""
+    """Alternative: a folder with a whole data set, whose layout (COCO, YOLO, Pascal VOC, records, TFDS) is recognized.
+    `--data FOLDER` sets it for both splits."""
+    folder_split: str = ""
+    """folder: train, val or test. Without a val of its own, a fifth of the training images is val."""
+    folder_seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    """folder: the seed that chooses these images; it must be the same for train and val."""
 
     @property
     def source(self) -> str:
         """Folder or file of the data, for messages."""
+        if self.folder:
+            return f"{self.folder} ({self.folder_split})"
         return self.records or (f"{self.tfds} ({self.tfds_split})" if self.tfds else self.annotations)
 
 

@@ -220,6 +220,8 @@ def _run_problems(config: Config) -> Iterator[str]:
     module, _, function = data.augment_hook.partition(":")
     if data.augment_hook and not (function.isidentifier() and all(map(str.isidentifier, module.split(".")))):
         yield f"data.augment_hook = {printable(data.augment_hook)} must be module:function, such as mine:augment."
+    if data.train.folder and data.train.folder == data.val.folder and data.train.folder_seed != data.val.folder_seed:
+        yield "data.train.folder_seed and data.val.folder_seed must be equal, or images of val are trained on."
     for option in train.compiler_options:
         name, equals, value = option.partition("=")
         if not (name.isidentifier() and equals and value):

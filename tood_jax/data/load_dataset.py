@@ -17,6 +17,7 @@ from tood_jax.data.errors import DataError
 from tood_jax.data.formats.array_record import load_array_record
 from tood_jax.data.formats.coco import load_coco
 from tood_jax.data.formats.tfds import load_tfds
+from tood_jax.data.load_folder import load_folder
 from tood_jax.data.load_report import LoadReport
 
 BrokenImages = Literal["fail", "skip"]
@@ -37,6 +38,12 @@ FORMATS = {  # by the name in messages; a split of none of these is a COCO direc
     "tfds": DataFormat(
         location=lambda split: split.tfds,
         load=lambda split, broken_images, for_evaluation: load_tfds(split.tfds, split.tfds_split, for_evaluation),
+    ),
+    "folder": DataFormat(
+        location=lambda split: split.folder,
+        load=lambda split, broken_images, for_evaluation: load_folder(
+            split.folder, split.folder_split, split.folder_seed, broken_images, for_evaluation
+        ),
     ),
 }
 

@@ -18,6 +18,7 @@ class LoadReport:
     listed: int = 0  # annotations in the file
     counts: Counter = field(default_factory=Counter)  # what happened → number of cases
     examples: dict[str, list[str]] = field(default_factory=dict)  # what happened → names of the first cases
+    origin: str = ""  # layout and files of a folder
     hint: str = ""  # a sentence about the likely cause of many bad boxes
 
     def note(self, what: str, *example: object) -> None:
@@ -29,7 +30,7 @@ class LoadReport:
 
     def summary(self) -> str:
         """Return the sizes, the repairs and omissions with examples, and the hint."""
-        lines = [f"{self.images} images, {self.objects} objects"]
+        lines = [f"{self.images} images, {self.objects} objects" + (f" ({self.origin})" if self.origin else "")]
         if not self.objects:
             lines.append(
                 "no box is usable, so nothing can be learned from this split" if self.listed else "no annotations"

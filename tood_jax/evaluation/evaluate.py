@@ -92,6 +92,19 @@ def evaluate_set(
     if merge is not None:
         others = [(variant, detect(variant, [])[0]) for variant in merge.variants if variant != PLAIN]
         detections = _merged(dataset, [(PLAIN, detections), *others], merge.detect)
+    left_out = sum_over_processes(counts).summary()
+    return evaluate_detections(dataset, detections, left_out, mean_losses(loss_sums))
+
+
+def evaluate_detections(
+    dataset: Dataset, detections: list[ImageDetections], left_out: str = "", losses: dict[str, float] | None = None
+) -> Evaluation:
+    """Compare detections with the annotations of a data set.
+
+    Args:
+        left_out: a sentence about images that were left out, or "".
+        losses: for the result.
+    """
     results = coco_results(
         [(image.boxes, image.scores, image.labels) for image in detections],
         [dataset.images[image.image_index].id for image in detections],
@@ -99,9 +112,8 @@ def evaluate_set(
     )
     values, thresholds = broadcast_json(lambda: _metrics_and_thresholds(dataset, results))
     metrics = CocoMetrics(**{**values, "class_ap": tuple(values["class_ap"])})
-    notes = [sum_over_processes(counts).summary(), _describe_non_finite(detections)]
-    left_out = " ".join(note for note in notes if note)
-    return Evaluation(metrics, detections, results, left_out, mean_losses(loss_sums), thresholds)
+    left_out = " ".join(note for note in (left_out, _describe_non_finite(detections)) if note)
+    return Evaluation(metrics, detections, results, left_out, losses or {}, thresholds)
 
 
 def _merged(

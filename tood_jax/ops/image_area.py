@@ -28,7 +28,7 @@ def image_areas(sizes: Int[Array, "b 2"], height: int, width: int) -> tuple[Mask
     """
     sizes, areas = padded_sizes(sizes)[:, :, None, None, None], []
     for _ in range(COUNT):
-        shape = (len(sizes), height, width, 1)
+        shape = (sizes.shape[0], height, width, 1)
         rows, columns = (lax.broadcasted_iota(sizes.dtype, shape, axis) for axis in (1, 2))
         areas.append((rows < sizes[:, 0]) & (columns < sizes[:, 1]))
         height, width, sizes = -(-height // 2), -(-width // 2), -(-sizes // 2)

@@ -46,14 +46,37 @@ def load_coco(
         )
     if not is_folder(folder):
         raise DataError(f"There is no image folder {folder}: set data.*.images to the folder of the images of {file}.")
-    report = LoadReport()
+    return parse_directory(read_coco_json(read_bytes(file), file), file, folder, broken_images, for_evaluation)
+
+
+def parse_directory(
+    raw: Mapping[str, Any],
+    file: object,
+    folder: Any,
+    broken_images: Literal["fail", "skip"],
+    for_evaluation: bool,
+    report: LoadReport | None = None,
+) -> Dataset:
+    """Check and repair the content of an instances JSON whose images are files of a folder.
+
+    Args:
+        raw: as `read_coco_json` returns it.
+        file: its name in errors.
+        folder: a path of `as_path` that 'file_name' starts from.
+        broken_images: as of `load_coco`, as is `for_evaluation`.
+        report: counts repairs; a new one by default.
+
+    Raises:
+        DataError: as `load_coco`.
+    """
+    report = LoadReport() if report is None else report
 
     def locate(names: Sequence[str]) -> list[ImagePath]:
         check_names(names, file)
         _check_images(folder, names, file, broken_images, report)
         return [folder / name for name in names]
 
-    return parse_coco(read_coco_json(read_bytes(file), file), file, locate, report, for_evaluation)
+    return parse_coco(raw, file, locate, report, for_evaluation)
 
 
 def parse_coco(

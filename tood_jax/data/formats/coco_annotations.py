@@ -85,8 +85,9 @@ class AnnotationParser:
         clipped = _clip(box, image.width, image.height)
         self._formats.add(box, clipped, image)
         is_crowd = self._is_crowd(entry, name)
-        left_out = self._is_left_out(entry, name, image, is_crowd)
-        training_box = None if left_out else self._training_box(box, clipped, name, image)
+        is_ignored = self._is_ignored(entry, name)
+        self._report_flags(name, image, is_crowd, is_ignored)
+        training_box = None if is_crowd or is_ignored else self._training_box(box, clipped, name, image)
         self._report_id(entry, name)
         area = self._area(entry, box, name)
         ground_truth = {
@@ -96,6 +97,7 @@ class AnnotationParser:
             "bbox": list(box),
             "area": area,
             "iscrowd": int(is_crowd),
+            **({"ignore": 1} if is_ignored else {}),  # for conversions; COCO's evaluation does not use it
         }
         is_tiny = min(box[2], box[3]) < 1 or area <= 0
         return Annotation(ground_truth, self._labels[category], training_box, is_tiny)
@@ -140,14 +142,16 @@ class AnnotationParser:
             self._report.note("missing 'iscrowd' taken as 0", name)
         return bool(is_crowd)
 
-    def _is_left_out(self, entry: dict[str, Any], name: "_EntryName", image: ImageSize, is_crowd: bool) -> bool:
-        """Return whether training leaves out this object because of a flag."""
-        ignored = [field for field in ("ignore", "difficult") if field in entry and self._flag(entry, field, name)]
+    def _is_ignored(self, entry: dict[str, Any], name: "_EntryName") -> bool:
+        flags = [self._flag(entry, field, name) for field in ("ignore", "difficult") if field in entry]  # all checked
+        return any(flags)
+
+    def _report_flags(self, name: "_EntryName", image: ImageSize, is_crowd: bool, is_ignored: bool) -> None:
+        """Report an object that training leaves out because of a flag."""
         if is_crowd:
             self._report.note("crowd boxes left out of training", name, image.name)
-        elif ignored:
+        elif is_ignored:
             self._report.note("boxes marked 'ignore' or 'difficult' left out of training", name, image.name)
-        return is_crowd or bool(ignored)
 
     def _training_box(self, box: Box, clipped: Box | None, name: "_EntryName", image: ImageSize) -> Box | None:
         if clipped is None:

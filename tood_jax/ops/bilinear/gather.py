@@ -24,7 +24,7 @@ def sample(boxes: Float[Array, "b n s"], offsets: Float[Array, "b n s 2"], shape
     inside = (corner_rows >= 0) & (corner_rows < height) & (corner_columns >= 0) & (corner_columns < width)
     corner_rows, corner_columns = jnp.clip(corner_rows, 0, height - 1), jnp.clip(corner_columns, 0, width - 1)
     index = start + corner_rows.astype(jnp.int32) * width + corner_columns.astype(jnp.int32)
-    index = index.reshape(len(boxes), -1, boxes.shape[-1])
+    index = index.reshape(boxes.shape[0], -1, boxes.shape[-1])
     values = jnp.take_along_axis(boxes, index, axis=1, mode="promise_in_bounds").reshape(weights.shape)
     return jnp.where(inside, values * weights, 0).sum(axis=1)
 

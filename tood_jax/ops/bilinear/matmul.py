@@ -147,10 +147,10 @@ def _in_blocks(values: Float[Array, "b all_ ..."]) -> Float[Array, "k b n ..."]:
     blocks = -(-count // MOST_LOCATIONS)
     size = -(-count // (blocks * LANES)) * LANES
     filled = jnp.pad(values, [(0, 0), (0, blocks * size - count)] + [(0, 0)] * (values.ndim - 2))
-    return jnp.moveaxis(filled.reshape(len(values), blocks, size, *values.shape[2:]), 1, 0)
+    return jnp.moveaxis(filled.reshape(values.shape[0], blocks, size, *values.shape[2:]), 1, 0)
 
 
 def _joined(blocks: Float[Array, "k b n ..."], count: int) -> Float[Array, "b all_ ..."]:
     """Return the first `count` locations of what `_in_blocks` returned."""
     values = jnp.moveaxis(blocks, 0, 1)
-    return values.reshape(len(values), -1, *values.shape[3:])[:, :count]
+    return values.reshape(values.shape[0], -1, *values.shape[3:])[:, :count]

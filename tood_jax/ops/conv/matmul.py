@@ -53,7 +53,8 @@ def suits_few_outputs(x, kernel, groups: int) -> bool:
 def _fits_one_product(x, kernel, groups: int, channels: int) -> bool:
     rows, columns, inputs, outputs = kernel.shape
     taps, locations = rows * columns, x.size // x.shape[-1]
-    is_small = taps <= MOST_TAPS and locations * taps * channels <= MOST_CONTRIBUTIONS
+    contributions = locations * taps * channels  # of a program for any batch size no number, and may be any
+    is_small = taps <= MOST_TAPS and isinstance(contributions, int) and contributions <= MOST_CONTRIBUTIONS
     return is_small and groups == 1 and min(inputs, outputs) >= LEAST_CHANNELS and kernel.dtype == sum_type(kernel)
 
 

@@ -65,7 +65,7 @@ def sampling_points(
 def add_border(x: Float[Array, "b hh ww g c"]) -> Float[Array, "g b n c"]:
     """Return the locations of x and of a border of zeros around it, group by group."""
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
-    return jnp.moveaxis(padded, 3, 0).reshape(x.shape[3], len(x), -1, x.shape[-1])
+    return jnp.moveaxis(padded, 3, 0).reshape(x.shape[3], x.shape[0], -1, x.shape[-1])
 
 
 def remove_border(values: Float[Array, "g b n c"], height: int, width: int) -> Float[Array, "b hh ww g c"]:

@@ -1,0 +1,1 @@
+"""Translate a program of JAX into an ONNX graph of standard operators."""
