@@ -32,12 +32,16 @@ class Augmentation:
 
 
 NONE = Augmentation()
-LIGHT = Augmentation(crop=0.5, zoom_out=0.25, brightness=0.125, contrast=0.25, saturation=0.25, hue_degrees=9.0)
+LIGHT = Augmentation(
+    crop=0.5, crop_min_side=0.6, zoom_out=0.25, zoom_out_max=1.5,
+    brightness=0.125, contrast=0.25, saturation=0.25, hue_degrees=9.0,
+)  # fmt: skip
 PRESETS = {
     "none": NONE,
     "light": LIGHT,
     "strong": replace(
-        LIGHT, zoom_out=0.3, zoom_out_max=3.0, brightness=0.25, contrast=0.4, saturation=0.5, hue_degrees=12.0,
+        LIGHT, crop_min_side=0.3, zoom_out=0.3, zoom_out_max=3.0,
+        brightness=0.25, contrast=0.4, saturation=0.5, hue_degrees=12.0,
         rotation_degrees=10.0, shear_degrees=3.0, translation=0.1, scaling=(0.7, 1.3), mosaic=0.5, mixup=0.1,
     ),
     "aerial": replace(
