@@ -137,6 +137,25 @@ def test_a_logger_that_waits_does_not_let_the_run_wait(tmp_path, fake, capsys, m
         one.released.set()
 
 
+def test_loggers_in_the_background_close_at_the_same_time(tmp_path, monkeypatch):
+    module = types.ModuleType("slow_logger_module")
+
+    class Slow(FakeLogger):
+        def close(self):
+            time.sleep(0.3)
+
+    module.open_logger = Slow
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    names = [f"slow{number}" for number in range(5)]
+    for name in names:
+        monkeypatch.setitem(loggers.LOGGERS, name, loggers.LoggerKind(module.__name__, "json"))
+    with RunLog(tmp_path, 1, True, names) as log:
+        log.metrics(1, {"loss": 0.5})
+        begin = time.monotonic()
+    assert 0.25 < time.monotonic() - begin < 1.2
+    assert not (tmp_path / "train.log").exists()  # no warning
+
+
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_a_missing_package_is_an_error_with_its_command(monkeypatch, tmp_path, is_folder):
     """W&B itself makes folders named wandb, which Python takes for packages."""

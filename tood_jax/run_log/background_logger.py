@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from tood_jax.run_log.logger import Logger, LoggerStart, Picture
@@ -24,6 +25,7 @@ class BackgroundLogger:
         self._calls: queue.Queue[Callable[[Logger], None] | None] = queue.Queue(MAX_WAITING)
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._error: Exception | None = None
+        self._latest: float | None = None  # of the monotonic clock
         self._log = start.log
         arguments = (begin, start._replace(log=self._lines.put))
         self._thread = threading.Thread(target=self._work, args=arguments, name="logger", daemon=True)
@@ -37,10 +39,17 @@ class BackgroundLogger:
         """Add a picture of one step."""
         self._call(lambda logger: logger.picture(step, tag, picture))
 
-    def close(self) -> None:
-        """Wait for all calls, but not longer than CLOSE_SECONDS. Raises what the logger raised, and TimeoutError."""
+    def end(self) -> None:
+        """Let the logger close after the calls so far, without waiting for it."""
         self._call(None)
-        self._thread.join(CLOSE_SECONDS)
+        self._latest = time.monotonic() + CLOSE_SECONDS
+
+    def close(self) -> None:
+        """Wait for all calls, up to CLOSE_SECONDS after `end`. Raises what the logger raised, and TimeoutError."""
+        if self._latest is None:
+            self.end()
+        assert self._latest is not None
+        self._thread.join(max(0.0, self._latest - time.monotonic()))
         if self._thread.is_alive():
             raise TimeoutError(f"it has not taken all numbers after {CLOSE_SECONDS:g} s")
         self._report()

@@ -85,7 +85,10 @@ class Loggers:
         self._to_all(lambda logger: logger.picture(step, tag, picture))
 
     def close(self) -> None:
-        """Finish all loggers."""
+        """Finish all loggers; those in the background do so at the same time."""
+        for name, logger in [*(self._open or {}).items()]:
+            if isinstance(logger, BackgroundLogger):
+                self._attempt(name, logger.end)
         for name, logger in [*(self._open or {}).items()]:
             self._attempt(name, logger.close)
         self._open = {}
