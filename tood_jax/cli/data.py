@@ -17,7 +17,15 @@ from tood_jax.config.files import load_config
 from tood_jax.data.convert_folder import convert_folder
 from tood_jax.data.health import Health, inspect
 from tood_jax.files import write_atomically
-from tood_jax.report.data_page import GENERATOR, SPLIT_HEADER, class_rows, data_page, size_table, split_rows
+from tood_jax.report.data_page import (
+    GENERATOR,
+    SPLIT_HEADER,
+    class_rows,
+    data_page,
+    describe_sizes,
+    size_table,
+    split_rows,
+)
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.terminal import print_line
 
@@ -69,12 +77,12 @@ def _check(args: Args) -> Health:
     write_atomically(Path(out), page)
     print_line(f"{printable(health.folder)}: {health.layout}")
     header, sizes = size_table(health, data)
-    for columns, rows in (
-        (SPLIT_HEADER, split_rows(health)),
-        (header, sizes),
-        (("class", "id", *health.datasets), class_rows(health)[:_MAX_CLASSES]),
+    for caption, columns, rows in (
+        ("", SPLIT_HEADER, split_rows(health)),
+        (f"Object sizes: {describe_sizes(data)}\n", header, sizes),
+        ("", ("class", "id", *health.datasets), class_rows(health)[:_MAX_CLASSES]),
     ):
-        print_line("\n" + format_table(columns, [_as_text(row) for row in rows], right=columns[1:]))
+        print_line(f"\n{caption}" + format_table(columns, [_as_text(row) for row in rows], right=columns[1:]))
     print_line("\n" + ("\n".join(map(str, health.sorted_findings())) or "No errors or warnings."))
     print_line(f"Page: {printable(out)}")
     return health
