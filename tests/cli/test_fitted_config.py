@@ -33,7 +33,7 @@ def test_a_folder_gives_the_recipe_and_its_decisions(tmp_path, capsys):
     assert (config.data.train.folder_split, config.data.val.folder_split) == ("train", "val")
     output = capsys.readouterr().out
     assert "  data.max_objects=10: an image has at most 2 objects\n" in output
-    assert "The run keeps it in runs/my_set/config.json, for --config." in output
+    assert "The folder of the run keeps it as config.json, for --config." in output
 
 
 @pytest.mark.parametrize(

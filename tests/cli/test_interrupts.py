@@ -7,8 +7,9 @@ import sys
 import pytest
 
 PROGRAM = """
-import time
+import signal, time
 from tood_jax.cli import common
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 common._INTERRUPT_SECONDS = 0.5
 with common.report_errors("tood eval"):
     print("ready", flush=True)
