@@ -2,7 +2,8 @@
 
     .venv/bin/python scripts/readme_picture.py --bccd runs/bccd --photographs 'DIR/val/*.jpg' --demo runs/demo
 
-Needs a run on BCCD, of configs/small_set.py or configs/bccd.py, and `make demo`. Images with few objects are taken, so that captions do not overlap.
+Needs a run on BCCD, of configs/small_set.py or configs/bccd.py, and `make demo`. Images with few objects are taken, so
+that captions do not overlap.
 """
 
 import argparse
