@@ -33,7 +33,8 @@ def difference(
     """Return how far two lists of detections of an image differ.
 
     Args:
-        score_threshold, max_detections: of the config.
+        score_threshold: of the config.
+        max_detections: of the config.
         pixel: side of the pixels in which boxes are compared, in pixels of the original image; 1 or more.
     """
     pairs = _match(one, other)
