@@ -38,7 +38,15 @@ def load_subject(checkpoint: Checkpoint, config: Config, log: Callable[[str], ob
         ConfigError: the split has other classes than the checkpoint.
         DataError: the split cannot be read or is not annotated.
     """
-    dataset = load_annotated(config.data.val, config, log)
+    return make_subject(checkpoint, load_annotated(config.data.val, config, log), config)
+
+
+def make_subject(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Subject:
+    """Load the detector of a checkpoint for the val split of the config, which is loaded already and annotated.
+
+    Raises:
+        ConfigError: the split has other classes than the checkpoint.
+    """
     trained = load_trained_model(checkpoint, config)
     check_classes(trained, dataset, config.data.val.source)
     most = max((len(image.labels) for image in dataset.images), default=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from tood_jax.api.evaluation import evaluate_checkpoint
-from tood_jax.api.subject import load_subject
+from tood_jax.api.subject import make_subject
 from tood_jax.checkpoint.store import Checkpoint
 from tood_jax.cli.common import (
     parse_with_checkpoint,
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
         if is_primary():
             write_results(evaluation.results, out)
             if args.report and dataset.has_annotations:
-                sections = partial(_missed_sections, checkpoint, config) if args.missed else tuple
+                sections = partial(_missed_sections, checkpoint, dataset, config) if args.missed else tuple
                 report = make_report(folder, evaluation, dataset, config, checkpoint.step, print_warning, sections)
         show(f"Step {checkpoint.step} of {args.checkpoint} on {val.source}:")
         for text in describe(evaluation, dataset, report):
@@ -93,9 +93,9 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
             show(f"Report: {folder / PAGE}")
 
 
-def _missed_sections(checkpoint: Checkpoint, config: Config) -> list[Section]:
+def _missed_sections(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> list[Section]:
     print_line("Following each object through detection: two more passes over the images.")
-    return [missed_section(load_subject(checkpoint, config, lambda _: None))]
+    return [missed_section(make_subject(checkpoint, dataset, config))]
 
 
 def describe(evaluation: Evaluation, dataset: Dataset, analysis: Analysis | None = None) -> list[str]:

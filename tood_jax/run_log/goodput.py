@@ -138,6 +138,8 @@ class Ledger:
         self._watch = watch
         written = out.file.read_bytes() if out is not None and out.file.exists() else b""
         self._marks = read_marks(written.splitlines())
+        last = {mark.began: _total(mark) for mark in self._marks if mark.began != watch.began}
+        self._earlier_seconds = sum(last.values())
         if out is not None and written and not written.endswith(b"\n"):  # incomplete, of a killed process
             out.append(b"\n")
 
@@ -153,8 +155,7 @@ class Ledger:
     def seconds(self) -> float:
         """Return the time that all starts have taken up to now, without that between them; of this process alone if it
         writes no marks."""
-        starts = {mark.began: _total(mark) for mark in self._marks if mark.began != self._watch.began}
-        return sum(starts.values()) + sum(self._watch.spent().values())
+        return self._earlier_seconds + sum(self._watch.spent().values())
 
     def shares(self) -> dict[str, float]:
         """Return `goodput_shares` up to the last mark."""

@@ -30,13 +30,14 @@ from tood_jax.data.dataset import Dataset, class_names
 from tood_jax.data.load_dataset import filter_for_training, load_dataset
 from tood_jax.data.loader import train_batches
 from tood_jax.data.preprocess import canvases
+from tood_jax.data.sampler import images_per_epoch
 from tood_jax.distributed.sharding import check_batch, check_canvases, make_mesh, put_batch, put_whole
 from tood_jax.evaluation.matches import has_report_packages
 from tood_jax.models.build import build_model
 from tood_jax.report.figures import draw_rates
 from tood_jax.training.optimizer import make_optimizer
 from tood_jax.training.plan import make_plan
-from tood_jax.training.state import TrainState, init_state
+from tood_jax.training.state import init_state, with_weights
 from tood_jax.training.train_step import compile_train_step, train_state_shardings
 from tood_jax.untrusted.printable import printable
 from tood_jax.untrusted.terminal import print_line, print_warning
@@ -120,14 +121,13 @@ def measure(config: Config, train_set: Dataset, rates: np.ndarray, init_from: st
     config = dataclasses.replace(config, assigner=phase)
     model, optimizer = build_model(config, len(train_set.classes)), make_optimizer(config)
     scaled = jax.numpy.asarray(rates * config.train.batch_size / config.optimizer.learning_rate_batch, np.float32)
-    epoch_steps = make_plan(config, len(train_set.images)).epoch_steps
+    epoch_steps = make_plan(config, images_per_epoch(train_set, config.data)).epoch_steps
     step = compile_train_step(model, config, optimizer, lambda i: scaled[i], epoch_steps, mesh)
     state = init_state(model, optimizer, seed=config.train.seed, keep_ema=config.optimizer.ema_decay is not None)
     if init_from:
         names = class_names(train_set.classes)
         load = initial_weights(init_from, config, partial(build_model, config), names, _print)
-        params, batch_stats = load(state.params, state.batch_stats)
-        state = TrainState(state.step, params, batch_stats, optimizer.init(params), params if state.ema else {})
+        state = with_weights(state, *load(state.params, state.batch_stats), optimizer)
     state = put_whole(state, train_state_shardings(model, config, optimizer, mesh))
     batches = train_batches(
         train_set,

@@ -10,7 +10,7 @@ from tood_jax.run_log.goodput import Ledger
 
 
 class EarlyEnd:
-    """Tells whether a run ends now.
+    """Decides whether a run ends now.
 
     Attributes:
         state: what a checkpoint keeps: `metric`, its `best` value so far (None: none yet), the `step` of that, and the
@@ -37,12 +37,12 @@ class EarlyEnd:
 
     def would_end_after(self, step: int, metrics: Mapping[str, Any]) -> bool:
         """Return whether the run would end if this evaluation was counted."""
-        return 0 < self._config.patience <= self._state_after(step, metrics)["evaluations"]
+        return self._is_exhausted(self._state_after(step, metrics))
 
     @property
     def is_out_of_patience(self) -> bool:
         """Whether the last `train.patience` evaluations were not better than one before them."""
-        return 0 < self._config.patience <= self.state["evaluations"]
+        return self._is_exhausted(self.state)
 
     def is_out_of_time(self) -> bool:
         """Return whether the starts of the run have taken their time, as this process knows it."""
@@ -58,6 +58,9 @@ class EarlyEnd:
             return f"it has run for {self._config.max_hours:g} hours (train.max_hours)"
         best = "" if self.state["best"] is None else f" than {100 * self.state['best']:.1f} (step {self.state['step']})"
         return f"no better {self.state['metric']}{best} in {self.state['evaluations']} evaluations (train.patience)"
+
+    def _is_exhausted(self, state: Mapping[str, Any]) -> bool:
+        return 0 < self._config.patience <= state["evaluations"]
 
     def _state_after(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
         if step <= self._counts_after:

@@ -46,7 +46,7 @@ _MAX_PAUSE = 30.0  # between two of these attempts, seconds
 
 Evaluate = Callable[[TrainState, int, Callable[[], None], Callable[[dict[str, Any]], bool]], dict[str, Any]]
 """(state, step, check, is_last) to metrics with "AP" among them; calls `check`, which may raise Stopped, between its
-batches. `is_last` tells by the metrics whether the run ends with this evaluation."""
+batches. `is_last` returns, by the metrics, whether the run ends with this evaluation."""
 OnPhaseStart = Callable[[TrainState, int], None]
 """(state, step), at the first step of each phase: of the run, and of task alignment learning after the warm-up."""
 

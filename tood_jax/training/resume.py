@@ -19,7 +19,7 @@ from tood_jax.distributed.sharding import put_whole
 from tood_jax.models.detector import Detector
 from tood_jax.run_log.log import RunLog
 from tood_jax.training.consistency import check_same_everywhere
-from tood_jax.training.state import TrainState, init_state
+from tood_jax.training.state import TrainState, init_state, with_weights
 from tood_jax.training.train_step import train_state_shardings
 from tood_jax.types import Tree
 from tood_jax.untrusted.printable import printable
@@ -57,8 +57,7 @@ def restore_or_init(
         if start_from is not None:
             params, batch_stats = start_from(state.params, state.batch_stats)
             check_same_everywhere({"--init_from": _checksum(params, batch_stats)})
-            ema = jax.tree.map(np.copy, params) if keep_ema else {}
-            state = TrainState(state.step, params, batch_stats, optimizer.init(params), ema)
+            state = with_weights(state, params, batch_stats, optimizer)
         return put_whole(state, shardings), 0, {}
     if start_from is not None:
         log.info("--init_from is not used: this run goes on from its own checkpoint.")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from tood_jax.models.detector import Detector
@@ -64,3 +65,11 @@ def state_shapes(model: Detector, optimizer: optax.GradientTransformation, *, ke
 @cache  # a start asks several times, and tracing a model takes seconds
 def _variable_shapes(model: Detector) -> tuple[Tree, Tree]:
     return jax.eval_shape(lambda: init_variables(model, seed=0))
+
+
+def with_weights(
+    state: TrainState, params: Tree, batch_stats: Tree, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Return a state that begins with other weights; its moving average, if `state` has one, starts from them."""
+    ema = jax.tree.map(np.copy, params) if state.ema else {}
+    return TrainState(state.step, params, batch_stats, optimizer.init(params), ema)
